@@ -1,25 +1,28 @@
 """Every cell of fastlstm in plain NumPy, forward and backward, one line per equation.
 
-The text book and the oracle of the package: the C core is tested against this module, which shares no code with
-it. `reference.LSTM`, `GRU`, `RNN` and `GatedRNN` are made and called exactly as the fast layers are, in float32 or
-float64; they have no `stream` and no `save` (to go step by step, hand the state of one call to the next).
+The text book and the oracle of the package: the C core is tested against this module, which shares no code
+with it. `reference.LSTM`, `GRU`, `RNN` and `GatedRNN` are made and called exactly as the fast layers are, in
+float32 or float64. They have no `stream` and no `save`; to go step by step, hand on the state.
 
-Notation: T steps, B sequences, I inputs, H units, P outputs (P = H but for a projection), L layers, D directions,
-G gates; σ the logistic function, ⊙ the element-wise product; a prime marks the new value of a state;
+Notation: T steps, B sequences, I inputs, H units, P outputs (P = H but for a projection), G gates, L layers,
+D directions; σ the logistic function, ⊙ the element-wise product; a prime marks the new value of a state;
 
     a = W_ih x + b_ih    what the input says, computed for all steps at once
     u = W_hh h + b_hh    what the state says, computed step by step
-    s                    a pre-activation, a + u and what else there is; an activation maps it to f(clip(s))
+    s                    a pre-activation: a + u and what else there is; an activation makes f(clip(s)) of it
     dv                   the derivative of the loss by v
 
-A cell is a pair of functions for one step of B sequences, with a [B, G·H] and state (h,) or (h, c), h [B, P], c [B, H]:
+A cell is a pair of functions that do one step for B sequences,
 
-    step(a, state, w, opt)                       -> state', memory
-    step_backward(dstate', memory, w, opt, dw)   -> da, dstate
+    step(a, state, w, opt) -> state', memory
+    step_backward(dstate', memory, w, opt, dw) -> da, dstate
 
-where w names the parameters of one layer and direction ("weight_hh", "bias_hh", ...; biases may be missing) and
-the gradients of those that act on the state are added into dw. Running the second over time, last step first, is
-backpropagation through time (Werbos 1990, "Backpropagation through time: what it does and how to do it").
+where a is [B, G·H], the state (h [B, P],) or (h [B, P], c [B, H]), and w holds the parameters of one layer and
+direction by name ("weight_hh", "bias_hh", ...; biases may be missing). Their gradients are added to dw, except
+for W_ih and b_ih, which act on all steps at once.
+
+The second one over time, last step first, is backpropagation through time (Werbos 1990, "Backpropagation
+through time: what it does and how to do it").
 """
 
 from __future__ import annotations
@@ -37,9 +40,11 @@ __all__ = ["GRU", "LSTM", "RNN", "Activation", "GatedRNN", "Gradients", "Tape"]
 Array: TypeAlias = npt.NDArray[Any]
 States: TypeAlias = tuple[Array, ...]
 Weights: TypeAlias = dict[str, Array]
+Stepped: TypeAlias = tuple[States, States]  # state', memory
+SteppedBack: TypeAlias = tuple[Array, States]  # da, dstate
 Spec: TypeAlias = str | Sequence[Any]  # of an activation: its name, or (name[, alpha[, beta]])
 
-# --- activations ----------------------------------------------------------------------------------------------
+# --- activations ------------------------------------------------------------------------------------------
 
 
 def sigmoid(s: Array) -> Array:
@@ -50,10 +55,12 @@ def sigmoid(s: Array) -> Array:
 
 def softsign(s: Array) -> Array:
     """s / (1 + |s|), with its limits ±1 at ±inf."""
-    return np.where(np.isinf(s), np.sign(s), s / (1 + np.abs(s)))
+    largest = np.finfo(s.dtype).max
+    m: Array = np.clip(s, -largest, largest)
+    return m / (1 + np.abs(m))
 
 
-# ONNX's eleven (operators LSTM, GRU and RNN), with α = a and β = b. NaN stays NaN.
+# ONNX's eleven (operators LSTM, GRU and RNN); a and b are alpha and beta. NaN stays NaN.
 FUNCTIONS: dict[str, Callable[[Array, float, float], Array]] = {
     "sigmoid": lambda s, a, b: sigmoid(s),
     "tanh": lambda s, a, b: np.tanh(s),
@@ -68,30 +75,31 @@ FUNCTIONS: dict[str, Callable[[Array, float, float], Array]] = {
     "softplus": lambda s, a, b: np.logaddexp(0, s),
 }
 
-# Their derivatives, given s and y = f(s). At a kink it is the one from the left, as in PyTorch; hard_sigmoid's is 0 at both.
+# Their derivatives, from s and y = f(s). At a kink it is the one from the left, as in PyTorch, but 0 at either
+# of hard_sigmoid's.
 SLOPES: dict[str, Callable[[Array, Array, float, float], Any]] = {
     "sigmoid": lambda s, y, a, b: y * (1 - y),
     "tanh": lambda s, y, a, b: 1 - y * y,
     "relu": lambda s, y, a, b: np.where(s <= 0, 0, 1),
     "affine": lambda s, y, a, b: a,
-    "leaky_relu": lambda s, y, a, b: np.where(s > 0, 1, a),
+    "leaky_relu": lambda s, y, a, b: np.where(s <= 0, a, 1),
     "thresholded_relu": lambda s, y, a, b: np.where(s <= a, 0, 1),
     "scaled_tanh": lambda s, y, a, b: a * b * (1 - np.tanh(b * s) ** 2),
     "hard_sigmoid": lambda s, y, a, b: np.where((y <= 0) | (y >= 1), 0, a),
-    "elu": lambda s, y, a, b: np.where(s > 0, 1, a * np.exp(np.minimum(s, 0))),
+    "elu": lambda s, y, a, b: np.where(s <= 0, a * np.exp(np.minimum(s, 0)), 1),
     "softsign": lambda s, y, a, b: (1 / (1 + np.abs(s))) ** 2,
     "softplus": lambda s, y, a, b: sigmoid(s),
 }
 
-# The parameters that they take, at ONNX's defaults: α, or α and β.
-DEFAULTS: dict[str, tuple[float, ...]] = dict.fromkeys(FUNCTIONS, ()) | {
+# ONNX's defaults of alpha, or of alpha and beta, for those that take them.
+DEFAULTS: dict[str, tuple[float, ...]] = {
     "affine": (1.0, 0.0), "leaky_relu": (0.01,), "thresholded_relu": (1.0,), "scaled_tanh": (1.0, 1.0),
     "hard_sigmoid": (0.2, 0.5), "elu": (1.0,),
-}  # fmt: skip
+}
 
 
 class Activation(NamedTuple):
-    """y = f(min(max(s, -clip), clip)), or f(s) without clip. Beyond the clip, not at it, the derivative is 0."""
+    """y = f(min(max(s, -clip), clip)), or f(s) without clip. Beyond ±clip, not at it, the derivative is 0."""
 
     name: str
     alpha: float = 0.0
@@ -118,7 +126,7 @@ class Options(NamedTuple):
     coupled_gates: bool = False
 
 
-# --- the cells ------------------------------------------------------------------------------------------------
+# --- the cells --------------------------------------------------------------------------------------------
 
 
 def recurrent(h: Array, w: Weights) -> Array:
@@ -139,16 +147,19 @@ def split(s: Array, gates: int) -> Array:
     return s.reshape(len(s), gates, s.shape[1] // gates).swapaxes(0, 1)
 
 
-def lstm_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States, States]:
-    """Long short-term memory; gates i, f, g, o; p the peepholes (diagonal, optional), W_hr the projection (optional).
+def lstm_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
+    """Long short-term memory. Gates i, f, g, o; optional diagonal peepholes p and projection W_hr.
 
         i = σ(a_i + u_i + p_i⊙c);  f = σ(a_f + u_f + p_f⊙c);  g = tanh(a_g + u_g);  c' = f⊙c + i⊙g;
-        o = σ(a_o + u_o + p_o⊙c');  h' = W_hr (o⊙tanh(c'));  coupled_gates: f = 1 - i;  forget_gate=False: f = 1.
+        o = σ(a_o + u_o + p_o⊙c');  h' = W_hr (o⊙tanh(c')).
 
-    Hochreiter & Schmidhuber 1997, "Long short-term memory" (f = 1, the constant error carousel); Gers, Schmidhuber &
-    Cummins 2000, "Learning to forget" (f); Gers & Schmidhuber 2000, "Recurrent nets that time and count" (p); Sak,
-    Senior & Beaufays 2014, "Long short-term memory based recurrent neural network architectures for large vocabulary
-    speech recognition" (W_hr); Greff et al. 2017, "LSTM: a search space odyssey" (f = 1 - i, there called CIFG).
+    With forget_gate=False f = 1, with coupled_gates f = 1 - i.
+
+    Hochreiter & Schmidhuber 1997, "Long short-term memory" (f = 1, the constant error carousel); Gers,
+    Schmidhuber & Cummins 2000, "Learning to forget" (f); Gers & Schmidhuber 2000, "Recurrent nets that time
+    and count" (p); Sak, Senior & Beaufays 2014, "Long short-term memory based recurrent neural network
+    architectures for large vocabulary speech recognition" (W_hr); Greff et al. 2017, "LSTM: a search space
+    odyssey" (f = 1 - i).
     """
     h, c = state
     gate, candidate, output = opt.activations
@@ -168,7 +179,7 @@ def lstm_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States
     return (h_new, c_new), (h, c, s_i, s_f, s_g, s_o, i, f, g, o, y, c_new)
 
 
-def lstm_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> tuple[Array, States]:
+def lstm_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> SteppedBack:
     """`lstm_step` differentiated, last equation first (Greff et al. 2017, section II-B)."""
     dh, dc = dstate
     h, c, s_i, s_f, s_g, s_o, i, f, g, o, y, c_new = memory
@@ -195,13 +206,14 @@ def lstm_step_backward(dstate: States, memory: States, w: Weights, opt: Options,
     return ds, (recurrent_backward(ds, h, w, dw), dc)
 
 
-def gru_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States, States]:
-    """Gated recurrent unit that resets after the product; gates r, z, n.
+def gru_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
+    """Gated recurrent unit that resets after the product. Gates r, z, n.
 
         r = σ(a_r + u_r);  z = σ(a_z + u_z);  n = tanh(a_n + r⊙u_n);  h' = (1 - z)⊙n + z⊙h.
 
-    Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder for statistical machine translation",
-    in its first version (arXiv 1406.1078v1); PyTorch, cuDNN, Keras' reset_after=True, ONNX's linear_before_reset=1.
+    Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation", first version (arXiv 1406.1078v1); the form of PyTorch and cuDNN, Keras's default, ONNX's
+    linear_before_reset=1.
     """
     (h,) = state
     gate, candidate = opt.activations
@@ -213,7 +225,7 @@ def gru_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States,
     return (h_new,), (h, s_r, s_z, s_n, u_n, r, z, n)
 
 
-def gru_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> tuple[Array, States]:
+def gru_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> SteppedBack:
     """`gru_step` differentiated, last equation first."""
     (dh,) = dstate
     h, s_r, s_z, s_n, u_n, r, z, n = memory
@@ -226,12 +238,12 @@ def gru_step_backward(dstate: States, memory: States, w: Weights, opt: Options, 
     return da, (dh * z + recurrent_backward(du, h, w, dw),)
 
 
-def gru_reset_before_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States, States]:
-    """Gated recurrent unit that resets before the product; gates r, z, n.
+def gru_reset_before_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
+    """Gated recurrent unit that resets before the product. Gates r, z, n.
 
         r = σ(a_r + u_r);  z = σ(a_z + u_z);  n = tanh(a_n + W_hn (r⊙h) + b_hn);  h' = (1 - z)⊙n + z⊙h.
 
-    Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8; Keras' reset_after=False, ONNX's default.
+    Cho et al. 2014 (arXiv 1406.1078v3), equations 5 to 8; Keras's reset_after=False, ONNX's default.
     """
     (h,) = state
     gate, candidate = opt.activations
@@ -246,14 +258,14 @@ def gru_reset_before_step(a: Array, state: States, w: Weights, opt: Options) -> 
 
 def gru_reset_before_step_backward(
     dstate: States, memory: States, w: Weights, opt: Options, dw: Weights
-) -> tuple[Array, States]:
+) -> SteppedBack:
     """`gru_reset_before_step` differentiated, last equation first."""
     (dh,) = dstate
     h, s_r, s_z, s_n, r, z, n = memory
     gate, candidate = opt.activations
     ds_z = gate.backward(s_z, z, dh * (h - n))  # h' = (1 - z)⊙n + z⊙h
     ds_n = candidate.backward(s_n, n, dh * (1 - z))
-    drh = recurrent_backward(ds_n, r * h, gru_part(w, "n"), gru_part(dw, "n"))  # s_n = a_n + W_hn (r⊙h) + b_hn
+    drh = recurrent_backward(ds_n, r * h, gru_part(w, "n"), gru_part(dw, "n"))  # s_n = … + W_hn (r⊙h) + b_hn
     ds_r = gate.backward(s_r, r, drh * h)
     du = np.concatenate([ds_r, ds_z], axis=1)
     dh = dh * z + drh * r + recurrent_backward(du, h, gru_part(w, "rz"), gru_part(dw, "rz"))
@@ -267,8 +279,8 @@ def gru_part(w: Weights, gates: str) -> Weights:
     return {name: w[name][rows] for name in ("weight_hh", "bias_hh") if name in w}
 
 
-def gated_rnn_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States, States]:
-    """Single-gate recurrent network; gates g, n. The gate g says how much of the old state to overwrite.
+def gated_rnn_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
+    """Single-gate recurrent network. Gates g, n; g says how much of the old state to overwrite.
 
         g = σ(a_g + u_g);  n = tanh(a_n + u_n);  h' = (1 - g)⊙h + g⊙n.
 
@@ -285,7 +297,7 @@ def gated_rnn_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[S
 
 def gated_rnn_step_backward(
     dstate: States, memory: States, w: Weights, opt: Options, dw: Weights
-) -> tuple[Array, States]:
+) -> SteppedBack:
     """`gated_rnn_step` differentiated, last equation first."""
     (dh,) = dstate
     h, s_g, s_n, g, n = memory
@@ -296,14 +308,14 @@ def gated_rnn_step_backward(
     return ds, (dh * (1 - g) + recurrent_backward(ds, h, w, dw),)
 
 
-def rnn_step(a: Array, state: States, w: Weights, opt: Options) -> tuple[States, States]:
+def rnn_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
     """h' = tanh(a + u). Elman 1990, "Finding structure in time"."""
     (h,) = state
     h_new = opt.activations[0](s := a + recurrent(h, w))
     return (h_new,), (h, s, h_new)
 
 
-def rnn_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> tuple[Array, States]:
+def rnn_step_backward(dstate: States, memory: States, w: Weights, opt: Options, dw: Weights) -> SteppedBack:
     """`rnn_step` differentiated."""
     (dh,) = dstate
     h, s, h_new = memory
@@ -311,14 +323,14 @@ def rnn_step_backward(dstate: States, memory: States, w: Weights, opt: Options, 
     return ds, (recurrent_backward(ds, h, w, dw),)
 
 
-# --- one layer and direction over time ------------------------------------------------------------------------
+# --- one layer and direction over time --------------------------------------------------------------------
 
 
 class Cell(NamedTuple):
     """A cell as the loops over time see it."""
 
-    step: Callable[[Array, States, Weights, Options], tuple[States, States]]
-    step_backward: Callable[[States, States, Weights, Options, Weights], tuple[Array, States]]
+    step: Callable[[Array, States, Weights, Options], Stepped]
+    step_backward: Callable[[States, States, Weights, Options, Weights], SteppedBack]
     gates: int
     activations: tuple[str, ...]  # its own, where no others are asked for
     states: int = 1
@@ -337,46 +349,48 @@ def walk(steps: int, lengths: Array | None, reverse: bool) -> Iterator[tuple[Any
             yield rows, lengths[rows] - 1 - k if reverse else k
 
 
-def forward(
-    cell: Cell, opt: Options, w: Weights, x: Array, state: States, path: list[Any], memories: list[States] | None
-) -> tuple[Array, States]:
-    """x [T, B, I] and the initial state -> y [T, B, P] and the final state; the memory of each step is appended."""
-    a = x @ w["weight_ih"].T + w.get("bias_ih", 0)
-    y = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
-    state = tuple(v.copy() for v in state)
-    for rows, t in path:
-        new, memory = cell.step(a[t, rows], tuple(v[rows].copy() for v in state), w, opt)
-        for v, v_new in zip(state, new, strict=True):
-            v[rows] = v_new
-        y[t, rows] = new[0]
-        if memories is not None:
-            memories.append(memory)
-    return y, state
+class Run:
+    """One layer and direction over x [T, B, I], along `path`. y [T, B, P] and `state` are what comes out."""
+
+    def __init__(
+        self, cell: Cell, opt: Options, w: Weights, x: Array, state: States, path: list[Any], keep: bool
+    ) -> None:
+        self.cell, self.opt, self.w, self.x, self.path = cell, opt, w, x, path
+        self.memories: list[States] = []
+        a = np.tensordot(x, w["weight_ih"], axes=(2, 1)) + w.get("bias_ih", 0)
+        self.y = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
+        self.state = tuple(v.copy() for v in state)
+        for rows, t in path:
+            new, memory = cell.step(a[t, rows], tuple(v[rows].copy() for v in self.state), w, opt)
+            for v, v_new in zip(self.state, new, strict=True):
+                v[rows] = v_new
+            self.y[t, rows] = new[0]
+            if keep:
+                self.memories.append(memory)
+
+    def backward(self, dy: Array, dstate: States) -> tuple[Array, States, Weights]:
+        """dy [T, B, P] and the final dstate -> dx [T, B, I], the initial dstate, the gradients by w."""
+        da = np.zeros((*self.x.shape[:2], len(self.w["weight_ih"])), self.x.dtype)
+        dw = {name: np.zeros_like(v) for name, v in self.w.items()}
+        dstate = tuple(v.copy() for v in dstate)
+        for (rows, t), memory in zip(reversed(self.path), reversed(self.memories), strict=True):
+            dstate[0][rows] += dy[t, rows]
+            da[t, rows], old = self.cell.step_backward(
+                tuple(v[rows] for v in dstate), memory, self.w, self.opt, dw
+            )
+            for v, v_old in zip(dstate, old, strict=True):
+                v[rows] = v_old
+        dw["weight_ih"] = np.tensordot(da, self.x, axes=((0, 1), (0, 1)))  # a = W_ih x + b_ih
+        if "bias_ih" in dw:
+            dw["bias_ih"] = da.sum((0, 1))
+        return np.tensordot(da, self.w["weight_ih"], axes=1), dstate, dw
 
 
-def backward(
-    cell: Cell, opt: Options, w: Weights, x: Array, dy: Array, dstate: States, path: list[Any], memories: list[States]
-) -> tuple[Array, States, Weights]:
-    """dy [T, B, P] and the final dstate -> dx [T, B, I], the initial dstate, and the gradient of every weight."""
-    da = np.zeros((*x.shape[:2], len(w["weight_ih"])), x.dtype)
-    dw = {name: np.zeros_like(v) for name, v in w.items()}
-    dstate = tuple(v.copy() for v in dstate)
-    for (rows, t), memory in zip(reversed(path), reversed(memories), strict=True):
-        dstate[0][rows] += dy[t, rows]
-        da[t, rows], old = cell.step_backward(tuple(v[rows] for v in dstate), memory, w, opt, dw)
-        for v, v_old in zip(dstate, old, strict=True):
-            v[rows] = v_old
-    dw["weight_ih"] += np.tensordot(da, x, axes=((0, 1), (0, 1)))  # a = W_ih x + b_ih
-    if "bias_ih" in w:
-        dw["bias_ih"] += da.sum((0, 1))
-    return da @ w["weight_ih"], dstate, dw
-
-
-# --- the layers -----------------------------------------------------------------------------------------------
+# --- the layers -------------------------------------------------------------------------------------------
 
 
 class Gradients(NamedTuple):
-    """Derivatives of the loss by x (in its shape), the initial state (in the state's form), and each parameter."""
+    """Derivatives of the loss by x (in its shape), by the initial state (in its form), by each parameter."""
 
     input: Array
     state: Any
@@ -389,9 +403,9 @@ class _Layer:
     def __init__(
         self, cell: Cell, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
         dropout: float, bidirectional: bool, dtype: npt.DTypeLike, reverse: bool, activations: Any,
-        clip: float | None, seed: int | None, proj_size: int = 0, peepholes: bool = False, forget_gate: bool = True,
-        coupled_gates: bool = False,
-    ) -> None:  # fmt: skip
+        clip: float | None, seed: int | None, proj_size: int = 0, peepholes: bool = False,
+        forget_gate: bool = True, coupled_gates: bool = False,
+    ) -> None:
         self.input_size, self.hidden_size = operator.index(input_size), operator.index(hidden_size)
         self.num_layers, self.proj_size = operator.index(num_layers), operator.index(proj_size)
         self.bias, self.batch_first, self.dropout = bool(bias), bool(batch_first), float(dropout)
@@ -404,16 +418,17 @@ class _Layer:
         _require(self.dtype in (np.float32, np.float64), "dtype", "float32 or float64", dtype)
         _require(clip is None or 0 < clip < math.inf, "clip", "None or a finite number above 0", clip)
         _require(not (reverse and bidirectional), "reverse", "False for a bidirectional layer", reverse)
-        _require(forget_gate or not coupled_gates, "coupled_gates", "False without a forget gate", coupled_gates)
+        _require(forget_gate or not coupled_gates, "coupled_gates", "False like forget_gate", coupled_gates)
         self._cell = cell
         self._options = Options(_activations(cell, activations, clip), bool(forget_gate), bool(coupled_gates))
         self._widths = (self.proj_size or self.hidden_size, self.hidden_size)[: cell.states]  # P, or P and H
         self._directions = [("", False), ("_reverse", True)] if bidirectional else [("", self.reverse)]
-        rng, bound = np.random.default_rng(seed), 1 / math.sqrt(self.hidden_size)
-        self._parameters = {n: rng.uniform(-bound, bound, v).astype(self.dtype) for n, v in self._shapes().items()}
+        rng, k = np.random.default_rng(seed), 1 / math.sqrt(self.hidden_size)
+        drawn = {name: rng.uniform(-k, k, shape) for name, shape in self._shapes().items()}
+        self._parameters = {name: v.astype(self.dtype) for name, v in drawn.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the parameters, in PyTorch's order, in which they are also drawn."""
+        """Of the parameters, in PyTorch's order; in this order they are drawn, too."""
         rows, out = self._cell.gates * self.hidden_size, self._widths[0]
         shapes: dict[str, tuple[int, ...]] = {}
         for k in range(self.num_layers):
@@ -430,12 +445,12 @@ class _Layer:
         return shapes
 
     def _weights(self, end: str) -> Weights:
-        """The parameters of one layer and direction under their bare names; the unused ones of a missing f are 0."""
-        w = {name.removesuffix(end): v.copy() for name, v in self._parameters.items() if name.endswith(end)}
+        """The parameters of one layer and direction. Those of an f that isn't computed count as 0."""
+        w = {name.removesuffix(end): v for name, v in self._parameters.items() if name.endswith(end)}
         if self._options.coupled_gates or not self._options.forget_gate:
             for name in w.keys() - {"weight_hr"}:
-                row = 1 if name == "weight_peephole" else slice(self.hidden_size, 2 * self.hidden_size)
-                w[name][row] = 0
+                w[name] = w[name].copy()
+                w[name][1 if name == "weight_peephole" else slice(self.hidden_size, 2 * self.hidden_size)] = 0
         return w
 
     def state_dict(self) -> dict[str, Array]:
@@ -443,33 +458,32 @@ class _Layer:
         return {name: v.copy() for name, v in self._parameters.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the parameters: the names of `state_dict()`, no fewer, no others, in its shapes; else ValueError."""
+        """Take parameters: all the names of `state_dict()` and no others, in its shapes, or ValueError."""
         shapes = self._shapes()
         _require(state_dict.keys() == shapes.keys(), "state_dict", f"of {list(shapes)}", list(state_dict))
-        self._parameters = {
-            name: np.array(self._array(f"state_dict[{name!r}]", state_dict[name], shape))
-            for name, shape in shapes.items()
-        }
+        arrays = {n: self._array(f"state_dict[{n!r}]", state_dict[n], shape) for n, shape in shapes.items()}
+        self._parameters = {name: np.array(v, order="C") for name, v in arrays.items()}
 
     def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
         """Run x [T, B, I] ([B, T, I] with batch_first, [T, I] unbatched) from `state` (None: zeros).
 
-        Returns the output [T, B, D·P] and the final state, h [L·D, B, P] or, for an LSTM, (h, c [L·D, B, H]). With
-        `lengths`, B integers in 0..T, x beyond them is never read, the output there is 0, and the final state of a
-        sequence is that of its last valid step. Raises TypeError or ValueError naming the argument.
+        Returns the output [T, B, D·P] and the final state: h [L·D, B, P], or (h, c [L·D, B, H]) for an LSTM.
+        With `lengths`, B integers in 0..T, x beyond them is never read, the output there is 0, and the final
+        state of a sequence is that of its last valid step. TypeError and ValueError name the argument.
         """
         tape = Tape(self, x, state, lengths, None, keep=False)
         return tape.output, tape.state
 
     def record(
-        self, x: Any, state: Any = None, *, lengths: Any = None, dropout_seed: int | None = None, checkpoint: Any = None
+        self, x: Any, state: Any = None, *, lengths: Any = None, dropout_seed: int | None = None,
+        checkpoint: Any = None,
     ) -> Tape:
         """The same, remembered for `Tape.backward`.
 
-        With `dropout_seed` the input of every layer after the first is multiplied by m / (1 - dropout), where m is
-        `rng.random([T, B, D·P]) >= dropout`, drawn layer after layer, time first whatever batch_first says, from
-        rng = `numpy.random.Generator(numpy.random.Philox(dropout_seed))`. `checkpoint` trades time for memory in the
-        fast layers; here it makes no difference.
+        With `dropout_seed`, the input of every layer after the first is multiplied by m / (1 - dropout) with
+        m = `rng.random([T, B, D·P]) >= dropout`, layer after layer, time first whatever batch_first says, and
+        rng = `numpy.random.Generator(numpy.random.Philox(dropout_seed))`. `checkpoint` makes the fast layers
+        recompute instead of remember; the numbers are the same, and here it is ignored.
         """
         return Tape(self, x, state, lengths, dropout_seed, keep=True)
 
@@ -495,55 +509,45 @@ class Tape:
         _require(x.ndim in (2, 3) and x.shape[-1] == layer.input_size, "x", wanted, x.shape)
         self._layer, self._batched = layer, x.ndim == 3
         x = self._time_first(x)
-        self._lengths = _lengths(lengths, *x.shape[:2], self._batched)
+        self._lengths = _lengths(lengths, len(x), x.shape[1], self._batched)
         x = self._zero_padding(x)
         states = self._split_state("state", state, x.shape[1])
         rng = None if dropout_seed is None else np.random.Generator(np.random.Philox(dropout_seed))
-        self._inputs: list[tuple[Array, Any]] = []  # of each layer: x, and the mask that it went through
-        self._runs: list[tuple[str, Weights, list[Any], list[States]]] = []  # of each layer and direction
-        finals: list[States] = []
+        self._masks: list[Any] = []  # of each layer's input
+        self._runs: list[Run] = []  # layer by layer, direction by direction
         with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are values like any other
             for k in range(layer.num_layers):
-                mask = _dropout_mask(rng, layer.dropout, x) if k else 1
-                x, outputs = x * mask, []
-                self._inputs.append((x, mask))
+                self._masks.append(_dropout_mask(rng, layer.dropout, x) if k else 1)
+                x = x * self._masks[k]
                 for suffix, reverse in layer._directions:
-                    end, memories = f"_l{k}{suffix}", []  # type: str, list[States]
-                    w, path = layer._weights(end), list(walk(len(x), self._lengths, reverse))
-                    first = tuple(v[len(finals)] for v in states)
-                    y, final = forward(layer._cell, layer._options, w, x, first, path, memories if keep else None)
-                    outputs.append(y)
-                    finals.append(final)
-                    self._runs.append((end, w, path, memories))
-                x = np.concatenate(outputs, axis=2)
+                    w, path = layer._weights(f"_l{k}{suffix}"), list(walk(len(x), self._lengths, reverse))
+                    first = tuple(v[len(self._runs)] for v in states)
+                    self._runs.append(Run(layer._cell, layer._options, w, x, first, path, keep))
+                x = np.concatenate([run.y for run in self._runs[-len(layer._directions) :]], axis=2)
         self.output = self._caller_order(x)
-        self.state = self._join_state(finals)
+        self.state = self._join_state([run.state for run in self._runs])
 
     def backward(self, d_output: Any, d_state: Any = None) -> Gradients:
         """The gradients of a loss from its derivatives by `output` and (None: 0) by `state`.
 
-        Padded steps of d_output are never read. May be called again.
+        Padded steps of d_output are never read. Can be called any number of times.
         """
-        layer = self._layer
-        dy = self._zero_padding(self._time_first(layer._array("d_output", d_output, self.output.shape)))
-        dstates = self._split_state("d_state", d_state, dy.shape[1])
-        dfirst, parameters = list(zip(*dstates, strict=True)), {}
+        directions = self._layer._directions
+        dy = self._zero_padding(self._time_first(self._layer._array("d_output", d_output, self.output.shape)))
+        dstates = list(zip(*self._split_state("d_state", d_state, dy.shape[1]), strict=True))
+        parameters = {}
         with np.errstate(over="ignore", invalid="ignore"):
-            for k in reversed(range(layer.num_layers)):
-                x, mask = self._inputs[k]
-                dx, directions = np.zeros_like(x), len(layer._directions)
-                for n, dy_n in enumerate(np.split(dy, directions, axis=2), k * directions):
-                    end, w, path, memories = self._runs[n]
-                    dx_n, dfirst[n], dw = backward(
-                        layer._cell, layer._options, w, x, dy_n, dfirst[n], path, memories
-                    )
-                    dx += dx_n
-                    parameters.update({name + end: v for name, v in dw.items()})
-                dy = dx * mask
+            for k in reversed(range(self._layer.num_layers)):
+                parts, first = np.split(dy, len(directions), axis=2), k * len(directions)
+                dy = np.zeros_like(self._runs[first].x)
+                for n, (part, (suffix, _)) in enumerate(zip(parts, directions, strict=True), first):
+                    dx, dstates[n], dw = self._runs[n].backward(part, dstates[n])
+                    dy += dx * self._masks[k]
+                    parameters.update({f"{name}_l{k}{suffix}": v for name, v in dw.items()})
         return Gradients(
             self._caller_order(self._zero_padding(dy)),
-            self._join_state(dfirst),
-            {name: parameters[name] for name in layer._parameters},
+            self._join_state(dstates),
+            {name: parameters[name] for name in self._layer._parameters},
         )
 
     def _time_first(self, x: Array) -> Array:
@@ -561,21 +565,24 @@ class Tape:
         return np.where(np.arange(len(x))[:, None, None] < self._lengths[:, None], x, x.dtype.type(0))
 
     def _split_state(self, name: str, state: Any, batch: int) -> States:
-        """The caller's state (or None) as a tuple of [L·D, B, n]."""
-        layer, count = self._layer, len(self._layer._widths)
-        if state is not None and count == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
-            raise TypeError(f"{name} must be a pair (h, c), got {type(state).__name__}")
-        parts = (state,) if count == 1 else state or (None, None)
-        names = (name,) if count == 1 else (f"{name}[0] (h)", f"{name}[1] (c)")
+        """The caller's state as (h,) or (h, c), each [L·D, B, n]; zeros for None."""
+        layer = self._layer
         shapes = [(layer.num_layers * len(layer._directions), batch, width) for width in layer._widths]
+        if state is None:
+            return tuple(np.zeros(shape, layer.dtype) for shape in shapes)
+        if len(shapes) == 1:
+            parts = {name: state}
+        elif isinstance(state, (tuple, list)) and len(state) == 2:
+            parts = {f"{name}[0] (h)": state[0], f"{name}[1] (c)": state[1]}
+        else:
+            raise TypeError(f"{name} must be a pair (h, c), got {type(state).__name__}")
         return tuple(
-            np.zeros(shape, layer.dtype) if state is None
-            else layer._array(name, part, shape if self._batched else shape[::2]).reshape(shape)
-            for name, part, shape in zip(names, parts, shapes, strict=True)
-        )  # fmt: skip
+            layer._array(key, part, shape if self._batched else shape[::2]).reshape(shape)
+            for (key, part), shape in zip(parts.items(), shapes, strict=True)
+        )
 
     def _join_state(self, states: list[States]) -> Any:
-        """(h,) or (h, c) of each layer and direction -> the state in the caller's form."""
+        """The states of all layers and directions in the caller's form."""
         joined = tuple(np.stack(v) if self._batched else np.concatenate(v) for v in zip(*states, strict=True))
         return joined if len(joined) == 2 else joined[0]
 
@@ -583,83 +590,89 @@ class Tape:
 class LSTM(_Layer):
     """Long short-term memory, `lstm_step`. The options are those of `fastlstm.LSTM`.
 
-    weight_ih [4H, I], weight_hh [4H, P], bias_ih and bias_hh [4H] in the order i, f, g, o; with proj_size weight_hr
-    [P, H]; with peepholes weight_peephole [3, H] in the order i, f, o. activations: gates, candidate, output.
+    weight_ih [4H, I], weight_hh [4H, P], bias_ih and bias_hh [4H] in the order i, f, g, o; with proj_size
+    weight_hr [P, H]; with peepholes weight_peephole [3, H] in the order i, f, o. activations: gates,
+    candidate, output.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, *, dtype: npt.DTypeLike = "float32",
-        peepholes: bool = False, forget_gate: bool = True, coupled_gates: bool = False, reverse: bool = False,
-        activations: Sequence[Spec] | None = None, clip: float | None = None, seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, *,
+        dtype: npt.DTypeLike = "float32", peepholes: bool = False, forget_gate: bool = True,
+        coupled_gates: bool = False, reverse: bool = False, activations: Sequence[Spec] | None = None,
+        clip: float | None = None, seed: int | None = None,
+    ) -> None:
         super().__init__(
             Cell(lstm_step, lstm_step_backward, 4, ("sigmoid", "tanh", "tanh"), states=2),
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse,
             activations, clip, seed, proj_size, peepholes, forget_gate, coupled_gates,
-        )  # fmt: skip
+        )
 
 
 class GRU(_Layer):
-    """Gated recurrent unit, `gru_step` or (reset_after=False) `gru_reset_before_step`. Options as in `fastlstm.GRU`.
+    """Gated recurrent unit, `gru_step`, or `gru_reset_before_step` (reset_after=False). Options: `fastlstm.GRU`.
 
-    weight_ih [3H, I], weight_hh [3H, H], bias_ih and bias_hh [3H] in the order r, z, n. activations: gates, candidate.
+    weight_ih [3H, I], weight_hh [3H, H], bias_ih and bias_hh [3H] in the order r, z, n. activations: gates,
+    candidate.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, *, dtype: npt.DTypeLike = "float32",
-        reset_after: bool = True, reverse: bool = False, activations: Sequence[Spec] | None = None,
-        clip: float | None = None, seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        dtype: npt.DTypeLike = "float32", reset_after: bool = True, reverse: bool = False,
+        activations: Sequence[Spec] | None = None, clip: float | None = None, seed: int | None = None,
+    ) -> None:
         after, before = (gru_step, gru_step_backward), (gru_reset_before_step, gru_reset_before_step_backward)
         super().__init__(
             Cell(*(after if reset_after else before), 3, ("sigmoid", "tanh")),
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse,
             activations, clip, seed,
-        )  # fmt: skip
+        )
 
 
 class RNN(_Layer):
-    """Elman network, `rnn_step`, with nonlinearity tanh or relu or one of `activations`. Options as in `fastlstm.RNN`.
+    """Elman network, `rnn_step`; nonlinearity tanh or relu, or one of `activations`. Options: `fastlstm.RNN`.
 
     weight_ih [H, I], weight_hh [H, H], bias_ih and bias_hh [H].
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, *, dtype: npt.DTypeLike = "float32",
-        nonlinearity: str = "tanh", reverse: bool = False, activations: Spec | None = None,
-        clip: float | None = None, seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        dtype: npt.DTypeLike = "float32", nonlinearity: str = "tanh", reverse: bool = False,
+        activations: Spec | None = None, clip: float | None = None, seed: int | None = None,
+    ) -> None:
         _require(nonlinearity in ("tanh", "relu"), "nonlinearity", "tanh or relu", nonlinearity)
-        _require(activations is None or nonlinearity == "tanh", "nonlinearity", "left out with activations", nonlinearity)
+        both = activations is not None and nonlinearity != "tanh"
+        _require(not both, "nonlinearity", "left out beside activations", nonlinearity)
         super().__init__(
             Cell(rnn_step, rnn_step_backward, 1, (nonlinearity,)),
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse,
             activations, clip, seed,
-        )  # fmt: skip
+        )
 
 
 class GatedRNN(_Layer):
     """Single-gate recurrent network, `gated_rnn_step`. The options are those of `fastlstm.GatedRNN`.
 
-    weight_ih [2H, I], weight_hh [2H, H], bias_ih and bias_hh [2H] in the order g, n. activations: gate, candidate.
+    weight_ih [2H, I], weight_hh [2H, H], bias_ih and bias_hh [2H] in the order g, n. activations: gate,
+    candidate.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, *, dtype: npt.DTypeLike = "float32", reverse: bool = False,
-        activations: Sequence[Spec] | None = None, clip: float | None = None, seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        dtype: npt.DTypeLike = "float32", reverse: bool = False, activations: Sequence[Spec] | None = None,
+        clip: float | None = None, seed: int | None = None,
+    ) -> None:
         super().__init__(
             Cell(gated_rnn_step, gated_rnn_step_backward, 2, ("sigmoid", "tanh")),
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse,
             activations, clip, seed,
-        )  # fmt: skip
+        )
 
 
-# --- arguments ------------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------
 
 
 def _require(condition: bool, name: str, wanted: str, got: Any) -> None:
@@ -669,22 +682,25 @@ def _require(condition: bool, name: str, wanted: str, got: Any) -> None:
 
 def _activations(cell: Cell, given: Any, clip: float | None) -> tuple[Activation, ...]:
     """Those of a cell from its `activations` argument; an LSTM's third sees c' and is not clipped."""
-    specs, wanted = cell.activations if given is None else given, len(cell.activations)
-    if given is not None and wanted == 1 and isinstance(given[0], str):
+    wanted = len(cell.activations)
+    specs = cell.activations if given is None else given
+    if given and wanted == 1 and isinstance(given[0], str):
         specs = (given,)  # a lone spec needs no tuple around it
     _require(not isinstance(specs, str) and len(specs) == wanted, "activations", f"{wanted} of them", given)
     return tuple(_activation(spec, clip if k < 2 else None) for k, spec in enumerate(specs))
 
 
-def _activation(spec: Spec, clip: float | None) -> Activation:
-    name, *given = [spec] if isinstance(spec, str) else list(spec)
+def _activation(spec: Any, clip: float | None) -> Activation:
+    name, *given = (spec,) if isinstance(spec, str) else spec
     _require(name in FUNCTIONS, "activations", f"out of {', '.join(FUNCTIONS)}", name)
-    parameters = list(DEFAULTS[name])
+    values = list(DEFAULTS.get(name, ()))
     for k, value in enumerate(given):
         if value is not None:
-            _require(k < len(parameters) and math.isfinite(value), "activations", f"{name} with {len(parameters)} finite parameters", spec)
-            parameters[k] = float(value)
-    return Activation(name, *parameters, *[0.0] * (2 - len(parameters)), clip)
+            wanted = f"{name} with at most {len(values)} finite parameters"
+            _require(k < len(values) and math.isfinite(value), "activations", wanted, spec)
+            values[k] = float(value)
+    alpha, beta, *_ = *values, 0.0, 0.0
+    return Activation(name, alpha, beta, clip)
 
 
 def _lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | None:
@@ -700,6 +716,7 @@ def _lengths(lengths: Any, steps: int, batch: int, batched: bool) -> Array | Non
 
 
 def _dropout_mask(rng: np.random.Generator | None, dropout: float, x: Array) -> Any:
+    """Of x [T, B, n], scaled; 1 where there is no dropout."""
     if rng is None or not dropout:
         return 1
     keep = rng.random(x.shape) >= dropout
