@@ -1,0 +1,89 @@
+"""fastlstm: recurrent networks on the CPU. LSTM, GRU, RNN and gated RNN, NumPy in and NumPy out.
+
+    lstm = fastlstm.LSTM(input_size, hidden_size)
+    lstm.load_state_dict(torch_lstm.state_dict())
+    output, (h, c) = lstm(x)                      # x [T, B, I]
+
+`fastlstm.reference` holds the same layers in plain NumPy, one line per equation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from . import _check, _core
+from .layers import GRU, LSTM, RNN, GatedRNN, Stream, load
+
+if TYPE_CHECKING:
+    from . import reference as reference
+
+__version__ = "0.1.0"
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GatedRNN",
+    "Stream",
+    "get_num_threads",
+    "load",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]
+
+
+def set_num_threads(n: int) -> None:
+    """Let a call use up to n threads, for all layers. Results do not depend on it, to the last bit.
+
+    The default is FASTLSTM_NUM_THREADS or else the cores that the process may use (affinity and cgroup
+    quota). A call takes more than one thread only where its work repays it. Raises TypeError or ValueError
+    unless n is an int of at least 1.
+    """
+    _core.set_num_threads(_check.integer("n", n, 1, 2**31 - 1))
+
+
+def get_num_threads() -> int:
+    """The most threads that a call may use."""
+    return _core.get_num_threads()
+
+
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print versions, CPU path and threads, or return them with mode="dicts", as `numpy.show_config` does."""
+    import platform
+
+    import numpy
+
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    config = {
+        "fastlstm": __version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "compiler": _core.compiler(),
+        "machine": platform.machine(),
+        "cpu_path": _core.isa(),
+        "cpu_paths": list(_core.isas()),
+        "cpu_features": list(_core.cpu_features()),
+        "num_threads": _core.get_num_threads(),
+    }
+    if mode == "dicts":
+        return config
+    for name, value in config.items():
+        print(f"{name}: {' '.join(value) if isinstance(value, list) else value}")
+    return None
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reference":  # on demand: most users never need it
+        import importlib
+
+        return importlib.import_module(".reference", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
