@@ -17,9 +17,9 @@ A cell is a pair of functions that do one step for B sequences,
     step(a, state, w, opt) -> state', memory
     step_backward(dstate', memory, w, opt, dw) -> da, dstate
 
-where a is [B, G·H], the state (h [B, P],) or (h [B, P], c [B, H]), and w holds the parameters of one layer and
-direction by name ("weight_hh", "bias_hh", ...; biases may be missing). Their gradients are added to dw, except
-for W_ih and b_ih, which act on all steps at once.
+where a is [B, G·H], the state (h [B, P],) or (h [B, P], c [B, H]), and w holds the parameters of one layer
+and direction by name ("weight_hh", "bias_hh", ...; biases may be missing). Their gradients are added to dw,
+except for W_ih and b_ih, which act on all steps at once.
 
 The second one over time, last step first, is backpropagation through time (Werbos 1990, "Backpropagation
 through time: what it does and how to do it").
@@ -56,8 +56,9 @@ def sigmoid(s: Array) -> Array:
 def softsign(s: Array) -> Array:
     """s / (1 + |s|), with its limits ±1 at ±inf."""
     largest = np.finfo(s.dtype).max
-    m: Array = np.clip(s, -largest, largest)
-    return m / (1 + np.abs(m))
+    s = np.clip(s, -largest, largest)
+    y: Array = s / (1 + np.abs(s))
+    return y
 
 
 # ONNX's eleven (operators LSTM, GRU and RNN); a and b are alpha and beta. NaN stays NaN.
@@ -72,11 +73,11 @@ FUNCTIONS: dict[str, Callable[[Array, float, float], Array]] = {
     "hard_sigmoid": lambda s, a, b: np.clip(a * s + b, 0, 1),
     "elu": lambda s, a, b: np.where(s >= 0, s, a * np.expm1(np.minimum(s, 0))),
     "softsign": lambda s, a, b: softsign(s),
-    "softplus": lambda s, a, b: np.logaddexp(0, s),
+    "softplus": lambda s, a, b: np.maximum(s, 0) + np.log1p(np.exp(-np.abs(s))),
 }
 
-# Their derivatives, from s and y = f(s). At a kink it is the one from the left, as in PyTorch, but 0 at either
-# of hard_sigmoid's.
+# Their derivatives, from s and y = f(s). At a kink it is the one from the left, as PyTorch's; at both of
+# hard_sigmoid's it is 0.
 SLOPES: dict[str, Callable[[Array, Array, float, float], Any]] = {
     "sigmoid": lambda s, y, a, b: y * (1 - y),
     "tanh": lambda s, y, a, b: 1 - y * y,
@@ -610,10 +611,10 @@ class LSTM(_Layer):
 
 
 class GRU(_Layer):
-    """Gated recurrent unit, `gru_step`, or `gru_reset_before_step` (reset_after=False). Options: `fastlstm.GRU`.
+    """Gated recurrent unit, `gru_step`; with reset_after=False `gru_reset_before_step`.
 
-    weight_ih [3H, I], weight_hh [3H, H], bias_ih and bias_hh [3H] in the order r, z, n. activations: gates,
-    candidate.
+    The options are those of `fastlstm.GRU`. weight_ih [3H, I], weight_hh [3H, H], bias_ih and bias_hh [3H] in
+    the order r, z, n. activations: gates, candidate.
     """
 
     def __init__(
@@ -631,9 +632,9 @@ class GRU(_Layer):
 
 
 class RNN(_Layer):
-    """Elman network, `rnn_step`; nonlinearity tanh or relu, or one of `activations`. Options: `fastlstm.RNN`.
+    """Elman network, `rnn_step`, of nonlinearity tanh or relu or the one of `activations`.
 
-    weight_ih [H, I], weight_hh [H, H], bias_ih and bias_hh [H].
+    The options are those of `fastlstm.RNN`. weight_ih [H, I], weight_hh [H, H], bias_ih and bias_hh [H].
     """
 
     def __init__(
