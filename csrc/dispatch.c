@@ -1,0 +1,147 @@
+/* The only file that knows CPUs. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+typedef struct isa {
+    const char *name;
+    const fl_kernels *tables[2]; /* by fl_dtype */
+    bool (*runs_here)(void);
+} isa;
+
+#if defined(__x86_64__)
+/* __builtin_cpu_supports also asks whether the system saves the registers. */
+static bool has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+static bool has_fma(void) { return __builtin_cpu_supports("fma"); }
+#endif
+
+static bool always(void) { return true; }
+
+/* Best first. Portable comes twice: with FMA its bits are everyone's, and the first that runs here counts. */
+static const isa isas[] = {
+#if defined(__x86_64__)
+    {"avx512", {&fl_kernels_f32_avx512, &fl_kernels_f64_avx512}, has_avx512},
+    {"avx2", {&fl_kernels_f32_avx2, &fl_kernels_f64_avx2}, has_avx2},
+    {"portable", {&fl_kernels_f32_portable_fma, &fl_kernels_f64_portable_fma}, has_fma},
+#elif defined(__aarch64__)
+    {"neon", {&fl_kernels_f32_neon, &fl_kernels_f64_neon}, always},
+#endif
+    {"portable", {&fl_kernels_f32_portable, &fl_kernels_f64_portable}, always},
+};
+
+enum { ISAS = sizeof isas / sizeof isas[0] };
+
+static const isa *chosen;
+static char refused[64]; /* what FASTLSTM_ISA asked for in vain */
+
+static const isa *find(const char *name) {
+    for (int i = 0; i < ISAS; i++)
+        if (strcmp(isas[i].name, name) == 0 && isas[i].runs_here()) return &isas[i];
+    return NULL;
+}
+
+static void choose(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    const char *wanted = getenv("FASTLSTM_ISA");
+    if (wanted && *wanted) {
+        chosen = find(wanted);
+        if (!chosen) strncpy(refused, wanted, sizeof refused - 1);
+        return;
+    }
+    for (int i = 0; i < ISAS && !chosen; i++)
+        if (isas[i].runs_here()) chosen = &isas[i];
+}
+
+static const isa *choice(void) {
+    fl_os_once(choose);
+    if (!chosen) {
+        char names[64] = "";
+        const char *name;
+        for (int64_t i = 0; (name = fl_isa_at(i)) != NULL; i++) {
+            if (i) strcat(names, ", ");
+            strcat(names, name);
+        }
+        fl_fail(FL_UNSUPPORTED, "FASTLSTM_ISA is '%s'; this CPU can run %s", refused, names);
+    }
+    return chosen;
+}
+
+const char *fl_isa(void) {
+    const isa *c = choice();
+    return c ? c->name : NULL;
+}
+
+const char *fl_isa_at(int64_t index) {
+    const char *before = "";
+    for (int i = 0; i < ISAS; i++) {
+        if (!isas[i].runs_here() || strcmp(before, isas[i].name) == 0) continue;
+        before = isas[i].name;
+        if (index-- == 0) return isas[i].name;
+    }
+    return NULL;
+}
+
+const fl_kernels *fl_kernels_of(fl_dtype dtype) {
+    const isa *c = choice();
+    return c ? c->tables[dtype] : NULL;
+}
+
+const fl_kernels *fl_kernels_named(const char *name, fl_dtype dtype) {
+    const isa *found = find(name);
+    return found ? found->tables[dtype] : NULL;
+}
+
+const char *fl_cpu_features(void) {
+#if defined(__x86_64__)
+    if (has_avx512()) return "sse2 fma avx2 avx512f avx512dq avx512bw avx512vl";
+    if (has_avx2()) return "sse2 fma avx2";
+    return has_fma() ? "sse2 fma" : "sse2";
+#elif defined(__aarch64__)
+    return "neon fma";
+#else
+    return "";
+#endif
+}
+
+/* Rounding to nearest and masked exceptions as well: the bits must not hang on what the host left in the register. */
+#if defined(__x86_64__)
+enum { MXCSR_DEFAULT = 0x1f80, MXCSR_FLUSH_RESULTS = 0x8000, MXCSR_FLUSH_OPERANDS = 0x0040 };
+
+fl_fp_mode fl_fp_begin(void) {
+    const fl_fp_mode saved = _mm_getcsr();
+    _mm_setcsr(MXCSR_DEFAULT | MXCSR_FLUSH_RESULTS | MXCSR_FLUSH_OPERANDS);
+    return saved;
+}
+
+void fl_fp_end(fl_fp_mode saved) { _mm_setcsr((unsigned)saved); }
+#elif defined(__aarch64__)
+enum { FPCR_FLUSH = 1 << 24 };
+
+static void set_fpcr(uint64_t value) { __asm__ volatile("msr fpcr, %0" : : "r"(value)); }
+
+fl_fp_mode fl_fp_begin(void) {
+    fl_fp_mode saved;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
+    set_fpcr(FPCR_FLUSH);
+    return saved;
+}
+
+void fl_fp_end(fl_fp_mode saved) { set_fpcr(saved); }
+#else
+fl_fp_mode fl_fp_begin(void) { return 0; }
+void fl_fp_end(fl_fp_mode saved) { (void)saved; }
+#endif

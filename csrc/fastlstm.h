@@ -1,0 +1,145 @@
+/* fastlstm: recurrent networks on the CPU. The C interface.
+ *
+ * Handles are opaque; functions return a status and leave a message for the calling thread in fl_last_error().
+ * Structures begin with their size, for later versions to tell. Dimensions are T (steps), B (batch), I (inputs),
+ * H (hidden units), P (outputs of a layer: the projection, else H), D (directions), L (layers), counted in elements.
+ * Buffers belong to the caller and hold elements of the layer's dtype, aligned to them.
+ *
+ * Threads: a layer may run in any number of threads at once, also while fl_set_weights runs in another (a call keeps
+ * the weights that it began with). A stream serves one call at a time; a second one gets FL_BUSY.
+ */
+#ifndef FASTLSTM_H
+#define FASTLSTM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define FL_API
+#else
+#define FL_API __attribute__((visibility("default")))
+#endif
+
+typedef enum fl_status {
+    FL_OK = 0,
+    FL_BAD_ARGUMENT = 1,
+    FL_NO_MEMORY = 2,
+    FL_BUSY = 3,        /* another call is using this stream */
+    FL_NO_WEIGHTS = 4,  /* fl_set_weights has not succeeded yet */
+    FL_UNSUPPORTED = 5, /* this CPU lacks what FASTLSTM_ISA asks for, or a stream of a reverse layer */
+} fl_status;
+
+typedef enum fl_cell_kind { FL_LSTM = 0, FL_GRU = 1, FL_RNN = 2, FL_GATED_RNN = 3 } fl_cell_kind;
+typedef enum fl_dtype { FL_FLOAT32 = 0, FL_FLOAT64 = 1 } fl_dtype;
+
+/* The activation functions of ONNX. */
+typedef enum fl_activation_kind {
+    FL_SIGMOID = 0,
+    FL_TANH = 1,
+    FL_RELU = 2,
+    FL_AFFINE = 3,
+    FL_LEAKY_RELU = 4,
+    FL_THRESHOLDED_RELU = 5,
+    FL_SCALED_TANH = 6,
+    FL_HARD_SIGMOID = 7,
+    FL_ELU = 8,
+    FL_SOFTSIGN = 9,
+    FL_SOFTPLUS = 10,
+} fl_activation_kind;
+
+typedef struct fl_activation {
+    int32_t kind;
+    double alpha, beta; /* ignored where the function has none */
+} fl_activation;
+
+/* Every field counts; fl_config_init gives the defaults (one layer, bias, forget gate, reset after). */
+typedef struct fl_config {
+    size_t size;
+    int32_t cell, dtype;
+    int64_t input_size, hidden_size, proj_size, num_layers; /* proj_size 0: none; LSTM only */
+    int32_t bidirectional, reverse, bias;
+    int32_t peepholes, forget_gate, coupled_gates; /* LSTM only */
+    int32_t reset_after;                           /* GRU only */
+    int32_t own_activations; /* 0: the cell's own; else activations, as many as the cell has kinds */
+    fl_activation activations[3];
+    double clip; /* 0: none */
+} fl_config;
+
+typedef struct fl_array {
+    const void *data;
+    int64_t count; /* elements, checked against what is expected; a wrong one is refused */
+} fl_array;
+
+/* One direction of one layer, C order, PyTorch's gate order. */
+typedef struct fl_weights {
+    size_t size;
+    fl_array weight_ih;       /* [G H, I or D P] */
+    fl_array weight_hh;       /* [G H, P] */
+    fl_array bias_ih, bias_hh; /* [G H], only with bias */
+    fl_array weight_hr;       /* [P, H], only with a projection */
+    fl_array weight_peephole; /* [3, H]: i, f, o, only with peepholes */
+} fl_weights;
+
+/* Strides count elements and may be zero or negative; the last axis of x and y is contiguous. */
+typedef struct fl_sequence {
+    size_t size;
+    int64_t T, B;
+    const void *x; /* [T, B, I] */
+    int64_t x_stride_t, x_stride_b;
+    void *y; /* [T, B, D P]; padded steps are set to zero */
+    int64_t y_stride_t, y_stride_b;
+    const int64_t *lengths;     /* [B], 0..T each; NULL: all T */
+    const void *h0, *c0;        /* [L D, B, P], [L D, B, H]; NULL: zeros */
+    void *h_n, *c_n;            /* likewise; may be NULL; may be h0 and c0 themselves */
+} fl_sequence;
+
+typedef struct fl_layer fl_layer;
+typedef struct fl_stream fl_stream;
+
+FL_API const char *fl_last_error(void);
+FL_API const char *fl_version(void);
+
+FL_API void fl_config_init(fl_config *config, fl_cell_kind cell, int64_t input_size, int64_t hidden_size);
+FL_API fl_status fl_create(const fl_config *config, fl_layer **layer);
+/* Streams of the layer stay usable. */
+FL_API void fl_free(fl_layer *layer);
+/* `count` is L D, in the order of PyTorch's names: layer by layer, in each forward, reverse. Copies what it needs. */
+FL_API fl_status fl_set_weights(fl_layer *layer, const fl_weights *weights, int64_t count);
+FL_API fl_status fl_forward(const fl_layer *layer, const fl_sequence *sequence);
+/* A rough estimate of one core's time for such a call; to decide, say, whether to release a lock around it. */
+FL_API double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B);
+
+/* A stream owns the state of B sequences, from h0 and c0 on (NULL: zeros). */
+FL_API fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, const void *c0, fl_stream **stream);
+FL_API void fl_stream_free(fl_stream *stream);
+/* x [B, I], y [B, P], contiguous, not overlapping. Allocates and locks nothing. */
+FL_API fl_status fl_stream_step(fl_stream *stream, const void *x, void *y);
+/* h [L, B, P], c [L, B, H] (NULL for cells without c) */
+FL_API fl_status fl_stream_get_state(fl_stream *stream, void *h, void *c);
+/* Also what fl_stream_reset goes back to. */
+FL_API fl_status fl_stream_set_state(fl_stream *stream, const void *h, const void *c);
+/* rows [count], each 0..B-1; NULL: all */
+FL_API fl_status fl_stream_reset(fl_stream *stream, const int64_t *rows, int64_t count);
+FL_API fl_status fl_stream_copy(fl_stream *stream, fl_stream **copy);
+
+/* Threads. The default is what the process may use: affinity and cgroup quota, or FASTLSTM_NUM_THREADS. */
+FL_API fl_status fl_set_num_threads(int64_t n);
+FL_API int64_t fl_get_num_threads(void);
+/* How long idle workers spin after a call before they sleep; default 20, at most 1e6. */
+FL_API fl_status fl_set_spin_us(double us);
+
+/* The instruction set in use: "avx512", "avx2", "neon" or "portable". FASTLSTM_ISA=name forces one; NULL and a
+ * message when it names none that this CPU has. Read once. */
+FL_API const char *fl_isa(void);
+/* Those that this CPU can run, best first; NULL past the last. */
+FL_API const char *fl_isa_at(int64_t index);
+FL_API const char *fl_cpu_features(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

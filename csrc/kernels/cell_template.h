@@ -1,0 +1,46 @@
+/* What the cell kernels share: walking over rows and blocks of units, loading gates, writing the new state.
+ *
+ * Tails: the last block's gates and outputs are loaded and stored for its own units only; state rows are padded to
+ * whole vectors, and their padded lanes hold unspecified values that nobody reads.
+ */
+
+#define cell_at FL_NAME(cell_at)
+#define cell_update FL_NAME(cell_update)
+#define cell_blocks FL_NAME(cell_blocks)
+#define cell_load FL_NAME(cell_load)
+#define cell_state FL_NAME(cell_state)
+#define cell_write FL_NAME(cell_write)
+
+/* A block: n units from `unit` on, of one row. */
+typedef struct cell_at {
+    int64_t row, unit, n;
+} cell_at;
+
+typedef void cell_update(const fl_cell_args *p, cell_at at);
+
+/* Gate `gate` of the block, out of `columns` with `gates` gates a unit. */
+FL_INLINE vec cell_load(const fl_cell_args *p, cell_at at, const void *columns, int64_t stride, int gates, int gate) {
+    const real *block = (const real *)columns + at.row * stride + (at.unit - p->begin) * gates;
+    return at.n == LANES ? vload(block + gate * LANES) : vload_part(block + gate * at.n, at.n);
+}
+
+FL_INLINE real *cell_state(const fl_cell_args *p, cell_at at, const void *state) {
+    return (real *)state + at.row * p->state_stride + at.unit;
+}
+
+/* The new state goes whole into its padded row: the next step reads it at once, and only a whole store forwards. */
+FL_INLINE void cell_write(const fl_cell_args *p, cell_at at, vec h) {
+    vstore(cell_state(p, at, p->h_out), h);
+    if (!p->y) return;
+    real *y = (real *)p->y[at.row] + p->y_offset + at.unit;
+    if (at.n == LANES) vstore(y, h);
+    else vstore_part(y, at.n, h);
+}
+
+FL_INLINE void cell_blocks(const fl_cell_args *p, cell_update *update) {
+    const int64_t rest = (p->end - p->begin) % LANES;
+    for (int64_t r = 0; r < p->rows; r++) {
+        for (int64_t u = p->begin; u < p->end - rest; u += LANES) update(p, (cell_at){r, u, LANES});
+        if (rest) update(p, (cell_at){r, p->end - rest, rest});
+    }
+}

@@ -1,0 +1,63 @@
+/* Plain C for an x86 CPU with FMA: the same bits as the vector paths. */
+#if defined(__x86_64__)
+#include "isa.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("fma"))), apply_to = function)
+#else
+#pragma GCC target("fma")
+#endif
+
+#define FL_FMA_IS_EXACT
+#include "simd_portable.h"
+
+#define FL_ISA "portable"
+#define fl_kernels_f32 fl_kernels_f32_portable_fma
+#define fl_product_f32 fl_product_f32_portable_fma
+#define fl_lstm_f32 fl_lstm_f32_portable_fma
+#define fl_lstm_general_f32 fl_lstm_general_f32_portable_fma
+#define fl_gru_f32 fl_gru_f32_portable_fma
+#define fl_gru_general_f32 fl_gru_general_f32_portable_fma
+#define fl_gru_reset_f32 fl_gru_reset_f32_portable_fma
+#define fl_gru_candidate_f32 fl_gru_candidate_f32_portable_fma
+#define fl_rnn_f32 fl_rnn_f32_portable_fma
+#define fl_rnn_general_f32 fl_rnn_general_f32_portable_fma
+#define fl_gated_rnn_f32 fl_gated_rnn_f32_portable_fma
+#define fl_gated_rnn_general_f32 fl_gated_rnn_general_f32_portable_fma
+#define fl_sigmoid_f32 fl_sigmoid_f32_portable_fma
+#define fl_tanh_f32 fl_tanh_f32_portable_fma
+#define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_portable_fma
+#define fl_roof_fma_f32 fl_roof_fma_f32_portable_fma
+#define fl_roof_read_f32 fl_roof_read_f32_portable_fma
+#define fl_kernels_f64 fl_kernels_f64_portable_fma
+#define fl_product_f64 fl_product_f64_portable_fma
+#define fl_lstm_f64 fl_lstm_f64_portable_fma
+#define fl_lstm_general_f64 fl_lstm_general_f64_portable_fma
+#define fl_gru_f64 fl_gru_f64_portable_fma
+#define fl_gru_general_f64 fl_gru_general_f64_portable_fma
+#define fl_gru_reset_f64 fl_gru_reset_f64_portable_fma
+#define fl_gru_candidate_f64 fl_gru_candidate_f64_portable_fma
+#define fl_rnn_f64 fl_rnn_f64_portable_fma
+#define fl_rnn_general_f64 fl_rnn_general_f64_portable_fma
+#define fl_gated_rnn_f64 fl_gated_rnn_f64_portable_fma
+#define fl_gated_rnn_general_f64 fl_gated_rnn_general_f64_portable_fma
+#define fl_sigmoid_f64 fl_sigmoid_f64_portable_fma
+#define fl_tanh_f64 fl_tanh_f64_portable_fma
+#define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_portable_fma
+#define fl_roof_fma_f64 fl_roof_fma_f64_portable_fma
+#define fl_roof_read_f64 fl_roof_read_f64_portable_fma
+
+#define FL_IS_F32
+#define FL_DTYPE f32
+#include "all_templates.h"
+#undef FL_IS_F32
+#undef FL_DTYPE
+#define FL_DTYPE f64
+#include "all_templates.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#else
+typedef int fl_no_portable_fma; /* ISO C forbids an empty file */
+#endif

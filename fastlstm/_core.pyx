@@ -1,0 +1,472 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=False
+"""The Cython edge: buffers in, one call of the C core, exceptions out. Arguments come validated from `_check`; only
+`StreamCore.step` checks its two arrays itself, because that path can afford nothing else."""
+
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strcmp
+
+import numpy as np
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef extern from "fastlstm.h" nogil:
+    ctypedef enum fl_status:
+        FL_OK
+        FL_BAD_ARGUMENT
+        FL_NO_MEMORY
+        FL_BUSY
+    ctypedef enum fl_cell_kind:
+        FL_LSTM
+        FL_GRU
+        FL_RNN
+        FL_GATED_RNN
+    ctypedef enum fl_dtype:
+        FL_FLOAT32
+        FL_FLOAT64
+    ctypedef struct fl_activation:
+        int32_t kind
+        double alpha, beta
+    ctypedef struct fl_config:
+        size_t size
+        int32_t dtype
+        int64_t proj_size, num_layers
+        int32_t bidirectional, reverse, bias, peepholes, forget_gate, coupled_gates, reset_after, own_activations
+        fl_activation activations[3]
+        double clip
+    ctypedef struct fl_array:
+        const void *data
+        int64_t count
+    ctypedef struct fl_weights:
+        size_t size
+        fl_array weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole
+    ctypedef struct fl_sequence:
+        size_t size
+        int64_t T, B
+        const void *x
+        int64_t x_stride_t, x_stride_b
+        void *y
+        int64_t y_stride_t, y_stride_b
+        const int64_t *lengths
+        const void *h0
+        const void *c0
+        void *h_n
+        void *c_n
+    ctypedef struct fl_layer:
+        pass
+    ctypedef struct fl_stream:
+        pass
+    const char *fl_last_error()
+    const char *fl_version()
+    void fl_config_init(fl_config *, fl_cell_kind, int64_t, int64_t)
+    fl_status fl_create(const fl_config *, fl_layer **)
+    void fl_free(fl_layer *)
+    fl_status fl_set_weights(fl_layer *, const fl_weights *, int64_t)
+    fl_status fl_forward(const fl_layer *, const fl_sequence *)
+    double fl_estimate_us(const fl_layer *, int64_t, int64_t)
+    fl_status fl_stream_create(const fl_layer *, int64_t, const void *, const void *, fl_stream **)
+    void fl_stream_free(fl_stream *)
+    fl_status fl_stream_step(fl_stream *, const void *, void *)
+    fl_status fl_stream_get_state(fl_stream *, void *, void *)
+    fl_status fl_stream_set_state(fl_stream *, const void *, const void *)
+    fl_status fl_stream_reset(fl_stream *, const int64_t *, int64_t)
+    fl_status fl_stream_copy(fl_stream *, fl_stream **)
+    fl_status fl_set_num_threads(int64_t)
+    int64_t fl_get_num_threads()
+    fl_status fl_set_spin_us(double)
+    const char *fl_isa()
+    const char *fl_isa_at(int64_t)
+    const char *fl_cpu_features()
+
+cdef extern from "kernels/kernels.h" nogil:
+    ctypedef int64_t fl_roof_fn(const void *, int64_t)
+    ctypedef void fl_map_fn(const void *, const void *, void *, int64_t)
+    ctypedef struct fl_kernels:
+        const char *isa
+        int32_t lanes
+        fl_roof_fn *roof_fma
+        fl_roof_fn *roof_read
+    ctypedef struct fl_kernel_info:
+        const char *op
+        const char *type
+        const char *doc
+        size_t offset
+    const fl_kernel_info *fl_kernel_at(int64_t)
+    double fl_kernel_bound(const char *, fl_dtype)
+
+cdef extern from "internal.h" nogil:
+    ctypedef enum fl_split:
+        FL_SPLIT_AUTO
+        FL_SPLIT_NONE
+        FL_SPLIT_BATCH
+        FL_SPLIT_UNITS
+    const fl_kernels *fl_kernels_of(fl_dtype)
+    const fl_kernels *fl_kernels_named(const char *, fl_dtype)
+    void fl_force_split(fl_split)
+    fl_split fl_last_split()
+    double fl_os_now_us()
+
+cdef extern from *:
+    """
+    #if defined(__clang__)
+    #define FL_COMPILER "Clang " __clang_version__
+    #elif defined(__GNUC__)
+    #define FL_COMPILER "GCC " __VERSION__
+    #else
+    #define FL_COMPILER "unknown"
+    #endif
+    """
+    const char *FL_COMPILER
+
+# Calls longer than this release the GIL: a release costs little, but a busy thread may keep it for milliseconds.
+cdef double GIL_US = 20.0
+
+_CELLS = {"lstm": FL_LSTM, "gru": FL_GRU, "rnn": FL_RNN, "gated_rnn": FL_GATED_RNN}
+_DTYPES = {"float32": FL_FLOAT32, "float64": FL_FLOAT64}
+_ACTIVATIONS = (
+    "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
+    "softsign", "softplus",
+)
+_SPLITS = {None: FL_SPLIT_AUTO, "none": FL_SPLIT_NONE, "batch": FL_SPLIT_BATCH, "units": FL_SPLIT_UNITS}
+
+
+cdef int check(fl_status status) except -1:
+    if status == FL_OK:
+        return 0
+    message = fl_last_error().decode()
+    if status == FL_BAD_ARGUMENT:
+        raise ValueError(message)
+    if status == FL_NO_MEMORY:
+        raise MemoryError(message)
+    raise RuntimeError(message)
+
+
+cdef inline const void *data_of(array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef fl_array array_of(array) noexcept:
+    cdef fl_array a
+    a.data = data_of(array)
+    a.count = 0 if array is None else cnp.PyArray_SIZE(array)
+    return a
+
+
+cdef class Core:
+    """A layer of the C core; `layers.Layer` holds one."""
+
+    cdef fl_layer *layer
+    cdef readonly int64_t input_size, hidden_size, output_size, num_layers, directions
+    cdef readonly bint has_c
+    cdef readonly object dtype
+    cdef int type_num, item_size
+    cdef readonly bint bias, peepholes, projected
+
+    def __cinit__(self, *, str cell, str dtype, int64_t input_size, int64_t hidden_size, int64_t num_layers,
+                  bint bidirectional, bint reverse, bint bias, int64_t proj_size, bint peepholes, bint forget_gate,
+                  bint coupled_gates, bint reset_after, activations, clip):
+        cdef fl_config config
+        fl_config_init(&config, <fl_cell_kind><int>_CELLS[cell], input_size, hidden_size)
+        config.dtype = _DTYPES[dtype]
+        config.num_layers = num_layers
+        config.proj_size = proj_size
+        config.bidirectional = bidirectional
+        config.reverse = reverse
+        config.bias = bias
+        config.peepholes = peepholes
+        config.forget_gate = forget_gate
+        config.coupled_gates = coupled_gates
+        config.reset_after = reset_after
+        config.clip = 0.0 if clip is None else clip
+        if activations is not None:
+            config.own_activations = 1
+            for i, (name, alpha, beta) in enumerate(activations):
+                config.activations[i].kind = _ACTIVATIONS.index(name)
+                config.activations[i].alpha = alpha
+                config.activations[i].beta = beta
+        check(fl_create(&config, &self.layer))
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.output_size = proj_size or hidden_size
+        self.num_layers = num_layers
+        self.directions = 2 if bidirectional else 1
+        self.has_c = cell == "lstm"
+        self.dtype = np.dtype(dtype)
+        self.type_num = cnp.NPY_FLOAT32 if dtype == "float32" else cnp.NPY_FLOAT64
+        self.item_size = 4 if dtype == "float32" else 8
+        self.bias = bias
+        self.peepholes = peepholes
+        self.projected = proj_size > 0
+
+    def __dealloc__(self):
+        fl_free(self.layer)
+
+    def set_weights(self, params):
+        """Packs the arrays of a complete state dict and swaps them in; calls that run keep theirs."""
+        cdef int64_t count = self.num_layers * self.directions, i
+        cdef fl_weights *weights = <fl_weights *>calloc(count, sizeof(fl_weights))
+        cdef fl_status status
+        if weights == NULL:
+            raise MemoryError("weights: no memory")
+        try:
+            for i in range(count):
+                suffix = f"l{i // self.directions}" + ("_reverse" if i % self.directions else "")
+                w = &weights[i]
+                w.size = sizeof(fl_weights)
+                w.weight_ih = array_of(params[f"weight_ih_{suffix}"])
+                w.weight_hh = array_of(params[f"weight_hh_{suffix}"])
+                if self.bias:
+                    w.bias_ih = array_of(params[f"bias_ih_{suffix}"])
+                    w.bias_hh = array_of(params[f"bias_hh_{suffix}"])
+                if self.projected:
+                    w.weight_hr = array_of(params[f"weight_hr_{suffix}"])
+                if self.peepholes:
+                    w.weight_peephole = array_of(params[f"weight_peephole_{suffix}"])
+            with nogil:
+                status = fl_set_weights(self.layer, weights, count)
+            check(status)
+        finally:
+            free(weights)
+
+    def forward(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
+        """One call over x [T, B, I] ([B, T, I]) into y, h_n, c_n."""
+        cdef fl_sequence q
+        cdef int t = 1 if batch_first else 0
+        cdef fl_status status
+        q.size = sizeof(fl_sequence)
+        q.T = x.shape[t]
+        q.B = x.shape[1 - t]
+        q.x = cnp.PyArray_DATA(x)
+        q.x_stride_t = x.strides[t] // self.item_size
+        q.x_stride_b = x.strides[1 - t] // self.item_size
+        q.y = cnp.PyArray_DATA(y)
+        q.y_stride_t = y.strides[t] // self.item_size
+        q.y_stride_b = y.strides[1 - t] // self.item_size
+        q.lengths = <const int64_t *>data_of(lengths)
+        q.h0 = data_of(h0)
+        q.c0 = data_of(c0)
+        q.h_n = <void *>data_of(h_n)
+        q.c_n = <void *>data_of(c_n)
+        if fl_estimate_us(self.layer, q.T, q.B) > GIL_US:
+            with nogil:
+                status = fl_forward(self.layer, &q)
+        else:
+            status = fl_forward(self.layer, &q)
+        check(status)
+
+
+cdef class StreamCore:
+    """The state of a batch of sequences that advance a step at a time; `layers.Stream` is one."""
+
+    cdef fl_stream *stream
+    cdef readonly Core core
+    cdef readonly int64_t batch_size
+    cdef bint release_gil
+
+    def __cinit__(self, Core core, int64_t batch_size, h0=None, c0=None, *args, **kwargs):
+        self.core = core
+        self.batch_size = batch_size
+        self.release_gil = fl_estimate_us(core.layer, 1, batch_size) > GIL_US
+        check(fl_stream_create(core.layer, batch_size, data_of(h0), data_of(c0), &self.stream))
+
+    def __dealloc__(self):
+        fl_stream_free(self.stream)
+
+    cdef bint plain(self, cnp.ndarray a, int64_t columns) noexcept:
+        """Whether `a` is a [B, columns] array that the core can take as it is."""
+        return (cnp.PyArray_TYPE(a) == self.core.type_num and cnp.PyArray_NDIM(a) == 2
+                and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == self.batch_size
+                and cnp.PyArray_DIM(a, 1) == columns)
+
+    cdef cnp.ndarray converted(self, x):
+        if type(x) is not np.ndarray:
+            x = np.asarray(x)
+        if x.dtype.kind not in "fiu":
+            raise TypeError(f"x: dtype {x.dtype}, wanted real numbers")
+        if x.shape != (self.batch_size, self.core.input_size):
+            raise ValueError(f"x: shape {x.shape}, wanted {(self.batch_size, self.core.input_size)}")
+        return np.require(x, self.core.dtype, ["C", "A"])
+
+    def step(self, x, out=None):
+        """One step: x [B, I] to the output [B, P], into `out` where given; nothing is allocated then.
+
+        Raises TypeError or ValueError naming the argument if a dtype or shape is wrong, if `out` is not a writable
+        C-contiguous array of the layer's dtype or overlaps `x`; RuntimeError if another thread is in a step of this
+        stream.
+        """
+        cdef cnp.ndarray source, target
+        cdef const char *from_
+        cdef char *to
+        cdef fl_status status
+        cdef cnp.npy_intp dims[2]
+        if type(x) is cnp.ndarray and self.plain(<cnp.ndarray>x, self.core.input_size):
+            source = <cnp.ndarray>x
+        else:
+            source = self.converted(x)
+        if out is None:
+            dims[0] = self.batch_size
+            dims[1] = self.core.output_size
+            target = <cnp.ndarray>cnp.PyArray_EMPTY(2, dims, self.core.type_num, 0)
+        else:
+            if not isinstance(out, cnp.ndarray):
+                raise TypeError(f"out: {type(out).__name__}, wanted a numpy array")
+            target = <cnp.ndarray>out
+            if not self.plain(target, self.core.output_size) or not cnp.PyArray_ISWRITEABLE(target):
+                raise ValueError(
+                    f"out: {target.dtype} {(<object>target).shape}, wanted a writable C-contiguous {self.core.dtype} "
+                    f"array {(self.batch_size, self.core.output_size)}")
+            from_ = <const char *>cnp.PyArray_DATA(source)
+            to = <char *>cnp.PyArray_DATA(target)
+            if from_ < to + cnp.PyArray_NBYTES(target) and to < from_ + cnp.PyArray_NBYTES(source):
+                raise ValueError("out: overlaps x")
+        if self.release_gil:
+            with nogil:
+                status = fl_stream_step(self.stream, cnp.PyArray_DATA(source), cnp.PyArray_DATA(target))
+        else:
+            status = fl_stream_step(self.stream, cnp.PyArray_DATA(source), cnp.PyArray_DATA(target))
+        if status != FL_OK:
+            check(status)
+        return target if out is None else out
+
+    def get_state(self):
+        """Copies of the state: (h [L, B, P],) or (h, c [L, B, H])."""
+        shape = (self.core.num_layers, self.batch_size)
+        h = np.empty((*shape, self.core.output_size), self.core.dtype)
+        c = np.empty((*shape, self.core.hidden_size), self.core.dtype) if self.core.has_c else None
+        check(fl_stream_get_state(self.stream, <void *>data_of(h), <void *>data_of(c)))
+        return (h,) if c is None else (h, c)
+
+    def set_state(self, h, c=None):
+        check(fl_stream_set_state(self.stream, data_of(h), data_of(c)))
+
+    def reset(self, rows=None):
+        check(fl_stream_reset(self.stream, <const int64_t *>data_of(rows), 0 if rows is None else len(rows)))
+
+    def copy(self):
+        """An independent stream, of the same class, in the same state."""
+        cdef StreamCore other = type(self)(self.core, self.batch_size)
+        cdef fl_stream *copy = NULL
+        check(fl_stream_copy(self.stream, &copy))
+        fl_stream_free(other.stream)
+        other.stream = copy
+        return other
+
+
+def set_num_threads(int64_t n):
+    check(fl_set_num_threads(n))
+
+
+def get_num_threads():
+    n = fl_get_num_threads()
+    if n < 0:
+        raise ValueError(fl_last_error().decode())
+    return n
+
+
+def set_spin_us(double us):
+    check(fl_set_spin_us(us))
+
+
+def isa():
+    return fl_isa().decode()
+
+
+def isas():
+    names = []
+    while fl_isa_at(len(names)) != NULL:
+        names.append(fl_isa_at(len(names)).decode())
+    return tuple(names)
+
+
+def cpu_features():
+    return tuple(fl_cpu_features().decode().split())
+
+
+def compiler():
+    return FL_COMPILER.decode()
+
+
+def version():
+    return fl_version().decode()
+
+
+cdef double rate(fl_roof_fn *fn, cnp.ndarray data, int64_t n, double seconds) noexcept:
+    """Operations a second, of the fastest of many short runs: what the machine can do when it is left alone."""
+    cdef double best = 0, began, took, end = fl_os_now_us() + seconds * 1e6
+    cdef int64_t done
+    while True:
+        began = fl_os_now_us()
+        done = fn(cnp.PyArray_DATA(data), n)
+        took = fl_os_now_us() - began
+        if took > 0 and done / took > best:
+            best = done / took
+        if began > end:
+            return best * 1e6
+
+
+def peak_flops(str dtype, double seconds=0.2):
+    """Measured FMA peak of the path in use, one core, FLOP/s."""
+    cdef const fl_kernels *k = fl_kernels_of(<fl_dtype><int>_DTYPES[dtype])
+    return rate(k.roof_fma, np.linspace(0.1, 0.5, 12 * k.lanes).astype(dtype), 20_000, seconds)
+
+
+def read_bandwidth(int64_t n_bytes, double seconds=0.2):
+    """Measured rate of reading a buffer of that many bytes over and over, one core, bytes/s."""
+    return rate(fl_kernels_of(FL_FLOAT32).roof_read, np.ones(max(n_bytes // 4, 1024), np.float32), n_bytes, seconds)
+
+
+def kernels():
+    """The kernel list, for every path that this CPU has."""
+    rows = []
+    for path in isas():
+        for dtype, short in (("float32", "f32"), ("float64", "f64")):
+            i = 0
+            while (info := fl_kernel_at(i)) != NULL:
+                op = info.op.decode()
+                rows.append({"name": f"fl_{op}_{short}_{path}", "op": op, "dtype": dtype, "isa": path,
+                             "bound": fl_kernel_bound(info.op, <fl_dtype><int>_DTYPES[dtype]),
+                             "doc": info.doc.decode()})
+                i += 1
+    return rows
+
+
+def map_kernel(str op, a, b=None, str path=None):
+    """sigmoid(a), tanh(a) or sigmoid_tanh(a, b) = σ(a)·tanh(b), as the cells compute them, over C-contiguous arrays."""
+    cdef cnp.ndarray first = np.ascontiguousarray(a)
+    cdef cnp.ndarray second = first if b is None else np.ascontiguousarray(b, dtype=first.dtype)
+    cdef cnp.ndarray out = np.empty_like(first)
+    cdef bytes wanted = op.encode(), name = (path or isa()).encode()
+    cdef const fl_kernels *k = fl_kernels_named(name, <fl_dtype><int>_DTYPES[str(first.dtype)])
+    cdef const fl_kernel_info *info
+    cdef int64_t i = 0
+    if k == NULL:
+        raise ValueError(f"path: this CPU has no {path}")
+    if (<object>first).shape != (<object>second).shape:
+        raise ValueError("b: not of the shape of a")
+    while True:
+        info = fl_kernel_at(i)
+        if info == NULL:
+            raise ValueError(f"op: no map kernel {op!r}")
+        if strcmp(info.op, wanted) == 0 and strcmp(info.type, b"fl_map_fn") == 0:
+            break
+        i += 1
+    (<fl_map_fn **>(<const char *>k + info.offset))[0](
+        cnp.PyArray_DATA(first), cnp.PyArray_DATA(second), cnp.PyArray_DATA(out), cnp.PyArray_SIZE(first))
+    return out
+
+
+def force_split(kind):
+    """Private, for tests: takes that split of the work whatever the size; None: decides by size again."""
+    fl_force_split(<fl_split><int>_SPLITS[kind])
+
+
+def last_split():
+    return ("none", "batch", "units")[<int>fl_last_split()]
+
+
+if fl_isa() == NULL:
+    raise ImportError(fl_last_error().decode())
+if fl_get_num_threads() < 0:
+    raise ImportError(fl_last_error().decode())
