@@ -77,12 +77,14 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     return None
 
 
-def __getattr__(name: str) -> Any:
-    if name == "reference":  # on demand: most users never need it
-        import importlib
+if not TYPE_CHECKING:  # or else type checkers would take any name
 
-        return importlib.import_module(".reference", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "reference":  # on demand: most users never need it
+            import importlib
+
+            return importlib.import_module(".reference", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -246,7 +246,9 @@ def flag(name: str, value: Any) -> bool:
 def float_dtype(name: str, value: Any) -> np.dtype[Any]:
     """float32 or float64 in the machine's byte order, from whatever `numpy.dtype` takes, but for None."""
     try:
-        dtype = None if value is None else np.dtype(value)
+        if value is None:  # NumPy's float64
+            raise TypeError
+        dtype = np.dtype(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be 'float32' or 'float64', got {_got(value)}") from None
     for known in (np.dtype(np.float32), np.dtype(np.float64)):

@@ -566,6 +566,11 @@ class Stream(StreamCore):
     __slots__ = ()
 
     @property
+    def batch_size(self) -> int:
+        """The number of sequences, B."""
+        return super().batch_size
+
+    @property
     def state(self) -> Any:
         """The state as copies: h [L, B, H], or (h [L, B, P], c [L, B, H]) of an LSTM. Can be assigned, any
         array-likes.
@@ -586,7 +591,7 @@ class Stream(StreamCore):
 
         rows: an int or a list of ints in 0..B-1. Raises TypeError or ValueError.
         """
-        super().reset(None if rows is None else _check.rows("rows", rows, self.get_state()[0].shape[1]))
+        super().reset(None if rows is None else _check.rows("rows", rows, self.batch_size))
 
     def copy(self) -> Self:
         """An independent stream on the same layer in the same state."""
