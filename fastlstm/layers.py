@@ -65,6 +65,7 @@ class _Layer:
         "_width",
         "_lock",
         "_parameters",
+        "__weakref__",
     )
 
     _cell: ClassVar[str]
@@ -167,7 +168,8 @@ class _Layer:
     def _states(self, state: Any, batch: int, batched: bool) -> list[Array]:
         """The given state, converted, as [L*D, B, ..]."""
         shapes = [(self._rows, batch, size) if batched else (self._rows, size) for size in self._sizes]
-        return [v.reshape(self._rows, batch, -1) for v in _check.states("state", state, shapes, self._dtype)]
+        states = _check.states("state", state, shapes, self._dtype)
+        return states if batched else [v[:, None] for v in states]
 
     def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
         """A `Stream` of batch_size sequences that are fed step by step, from `state` [L, B, ..] (zeros if
@@ -180,7 +182,7 @@ class _Layer:
                 raise ValueError(
                     f"stream: a layer with {name}=True cannot stream, it needs each sequence's end first"
                 )
-        batch = _check.integer("batch_size", batch_size, 1)
+        batch = _check.integer("batch_size", batch_size, 1, 2**31 - 1)
         h, *c = [None] * len(self._sizes) if state is None else self._states(state, batch, True)
         return Stream(self._core, batch, h, c[0] if c else None)
 

@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm import reference
@@ -50,7 +52,9 @@ def pair(name, options, **more):
 
 
 def random_state(layer, batch, rng, batched=True):
-    sizes = [getattr(layer, "proj_size", 0) or H, H][: 2 if isinstance(layer, fastlstm.LSTM) else 1]
+    sizes = [getattr(layer, "proj_size", 0) or layer.hidden_size, layer.hidden_size][
+        : 2 if isinstance(layer, fastlstm.LSTM) else 1
+    ]
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     state = tuple(
         rng.normal(size=(rows, batch, n) if batched else (rows, n)).astype(layer.dtype) for n in sizes
@@ -95,6 +99,64 @@ def test_against_reference(name, options, dtype):
     assert_close(first(x[:, 1], one), oracle(x[:, 1], one), TOLERANCE[dtype])
 
 
+BOUNDED = ["sigmoid", "tanh", "softsign", "hard_sigmoid", ("scaled_tanh", 1.2, 0.8), ("hard_sigmoid", 0.3)]
+UNBOUNDED = [
+    "relu",
+    "softplus",
+    ("leaky_relu", 0.2),
+    ("affine", 0.7, 0.1),
+    ("thresholded_relu", 0.2),
+    ("elu", 0.5),
+]
+
+
+@st.composite
+def any_layer(draw):
+    """A cell and options that do not exclude each other."""
+    name = draw(st.sampled_from(["LSTM", "GRU", "RNN", "GatedRNN"]))
+    hidden = draw(st.sampled_from([1, 2, 3, 7, 8, 16, 17, 33]))
+    options = {
+        "input_size": draw(st.sampled_from([1, 2, 5, 16, 19])),
+        "hidden_size": hidden,
+        "num_layers": draw(st.integers(1, 3)),
+        "bias": draw(st.booleans()),
+        "batch_first": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(["float32", "float64"])),
+        "clip": draw(st.sampled_from([None, 0.4, 2.0])),
+        "seed": draw(st.integers(0, 99)),
+        **draw(st.sampled_from([{}, {"reverse": True}, {"bidirectional": True}])),
+    }
+    roles = {"LSTM": 3, "RNN": 1}.get(name, 2)
+    kind = st.sampled_from(BOUNDED + UNBOUNDED)
+    options["activations"] = draw(st.none() | st.lists(kind, min_size=roles, max_size=roles).map(tuple))
+    if name == "LSTM":
+        options |= draw(st.sampled_from([{}, {"forget_gate": False}, {"coupled_gates": True}]))
+        options |= {"peepholes": draw(st.booleans()), "proj_size": draw(st.integers(0, min(hidden - 1, 9)))}
+    elif name == "GRU":
+        options["reset_after"] = draw(st.booleans())
+    elif name == "RNN" and options["activations"] is None:
+        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
+    return name, options
+
+
+@settings(max_examples=250)
+@given(any_layer(), st.integers(0, 9), st.integers(0, 7), st.booleans(), st.integers(0, 99))
+def test_any_options_together(layer, steps, batch, ragged, seed):
+    name, options = layer
+    rng = np.random.default_rng(seed)
+    fast = getattr(fastlstm, name)(**options)
+    oracle = getattr(reference, name)(**{**options, "dtype": "float64"})
+    oracle.load_state_dict(fast.state_dict())
+    shape = (batch, steps) if fast.batch_first else (steps, batch)
+    x = rng.normal(size=(*shape, fast.input_size)).astype(fast.dtype)
+    state = random_state(fast, batch, rng)
+    lengths = rng.integers(0, steps + 1, batch) if ragged else None
+    wanted = oracle(x, state, lengths=lengths)
+    largest = max(np.abs(v).max(initial=0) for v in arrays(wanted))
+    slack = 1 if options["activations"] is None and "nonlinearity" not in options else 5 * max(1, largest)
+    assert_close(fast(x, state, lengths=lengths), wanted, TOLERANCE[str(fast.dtype)] * slack)
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "GatedRNN"])
 def test_signature_and_seed_are_the_references(name):
     fast, oracle = getattr(fastlstm, name), getattr(reference, name)
@@ -121,8 +183,8 @@ def test_options_are_read_only_attributes():
         clip=3, seed=1,
     )  # fmt: skip
     wanted = {
-        "input_size": 3, "hidden_size": 5, "num_layers": 2, "bias": False,
-        "batch_first": True, "dropout": 0.5, "bidirectional": False, "proj_size": 2, "dtype": np.dtype("float64"), "peepholes": True,
+        "input_size": 3, "hidden_size": 5, "num_layers": 2, "bias": False, "batch_first": True,
+        "dropout": 0.5, "bidirectional": False, "proj_size": 2, "dtype": np.dtype("float64"), "peepholes": True,
         "forget_gate": True, "coupled_gates": True, "reverse": True, "clip": 3.0,
         "activations": (("hard_sigmoid", 0.2, 0.5), "tanh", ("scaled_tanh", 1.0, 2.0)),
     }  # fmt: skip
@@ -275,6 +337,8 @@ def test_nothing_to_do_hands_the_state_through(name, options):
     assert_same(layer(x[:, :0], none), (np.zeros((T, 0, width), "f4"), none))
     assert_same(layer(x[:, :0], none, lengths=[]), (np.zeros((T, 0, width), "f4"), none))
     assert_same(layer(x[:0, :0]), (np.zeros((0, 0, width), "f4"), none))
+    wide = tuple(v.astype("f8") for v in none) if isinstance(none, tuple) else none.astype("f8")
+    assert_same(layer(x[:, :0], wide), (np.zeros((T, 0, width), "f4"), none))
     one = random_state(layer, None, rng, batched=False)
     assert_same(layer(x[:0, 0], one), (np.zeros((0, width), "f4"), one))
     assert all(not v.any() for v in arrays(layer(x[:0])))
@@ -362,10 +426,10 @@ def test_stream_state_reset_and_copy(name):
     def now(stream):
         return (nothing, stream.state)
 
-    stream = layer.stream(B, state)
-    assert_same(now(stream), (nothing, state))
-    for v in arrays(now(stream)):
-        v[...] = 7  # a copy
+    theirs = copy.deepcopy(state)
+    stream = layer.stream(B, theirs)
+    for v in [*arrays((nothing, theirs)), *arrays(now(stream))]:
+        v[...] = 7  # the stream has copies, and gives copies
     assert_same(now(stream), (nothing, state))
     for t in range(3):
         stream.step(x[t])
@@ -389,6 +453,11 @@ def test_stream_state_reset_and_copy(name):
         assert_same(now(twin), (nothing, state))
     stream.state = [v.astype("f8") for v in other] if name == "LSTM" else other.tolist()
     assert_same(now(stream), (nothing, other))
+    theirs = copy.deepcopy(other)
+    stream.state = theirs
+    for v in arrays((nothing, theirs)):
+        v[...] = 7
+    assert_same(now(stream), (nothing, other))
     stream.step(x[0])
     stream.reset()
     assert_same(now(stream), (nothing, other))
@@ -410,7 +479,7 @@ def test_streams_are_independent_and_take_new_weights():
 
 def test_new_weights_are_never_torn():
     a, b = (fastlstm.LSTM(I, 24, 3, seed=s) for s in (1, 2))
-    x = np.random.default_rng(6).normal(size=(40, 2, I)).astype("f4")
+    x = np.random.default_rng(6).normal(size=(300, 2, I)).astype("f4")
     wanted = {a(x)[0].tobytes(), b(x)[0].tobytes()}
     layer, sets = fastlstm.LSTM(I, 24, 3, seed=1), [a.state_dict(), b.state_dict()]
     wrong, seen, done = [], set(), threading.Event()

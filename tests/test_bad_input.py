@@ -313,6 +313,7 @@ def test_stream_arguments(cls):
     for value, error in (
         (0, ValueError),
         (-1, ValueError),
+        (2**62, ValueError),
         (1.0, TypeError),
         (True, TypeError),
         ("1", TypeError),
