@@ -97,14 +97,10 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[Option
 
 @contextlib.contextmanager
 def _blaming(path: str) -> Iterator[None]:
-    """Whatever is wrong with a file is a ValueError that names it."""
+    """Whatever is wrong with a file is a ValueError that names it (UnicodeDecodeError is one, and JSON's)."""
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {str(error) or type(error).__name__:.2000}") from error
 
 
@@ -138,8 +134,7 @@ def _header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _json(text: bytes | str) -> dict[str, Any]:
-    """A JSON object; ValueError or RecursionError if it is none, names anything twice, or has NaN or
-    infinity."""
+    """A JSON object; ValueError or RecursionError if it is none, has a name twice, or NaN or infinity."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -150,9 +145,9 @@ def _json(text: bytes | str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} in its JSON")
 
-    value = json.loads(
-        text.decode() if isinstance(text, bytes) else text, object_pairs_hook=unique, parse_constant=refuse
-    )
+    if isinstance(text, bytes):
+        text = text.decode()  # json.loads would guess the encoding
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     if not isinstance(value, dict):
         raise ValueError(f"its JSON is no object but a {type(value).__name__}")
     return value

@@ -184,8 +184,8 @@ def test_options_are_read_only_attributes():
     )  # fmt: skip
     wanted = {
         "input_size": 3, "hidden_size": 5, "num_layers": 2, "bias": False, "batch_first": True,
-        "dropout": 0.5, "bidirectional": False, "proj_size": 2, "dtype": np.dtype("float64"), "peepholes": True,
-        "forget_gate": True, "coupled_gates": True, "reverse": True, "clip": 3.0,
+        "dropout": 0.5, "bidirectional": False, "proj_size": 2, "dtype": np.dtype("float64"),
+        "peepholes": True, "forget_gate": True, "coupled_gates": True, "reverse": True, "clip": 3.0,
         "activations": (("hard_sigmoid", 0.2, 0.5), "tanh", ("scaled_tanh", 1.0, 2.0)),
     }  # fmt: skip
     assert {name: getattr(lstm, name) for name in wanted} == wanted
@@ -282,6 +282,32 @@ def test_any_array_like(form, batch_first):
     make = FORMS[form]
     assert_same(layer(make(x), (make(h), make(c))), layer(x, (h, c)))
     assert_same(layer(make(x[:, 0])), layer(np.ascontiguousarray(x[:, 0])))
+
+
+class Witness:
+    """Stands in for the core and checks what the core takes on trust."""
+
+    def __init__(self, core):
+        self.core = core
+
+    def forward(self, x, h, c, lengths, y, h_end, c_end, batch_first):
+        assert type(x) is np.ndarray and x.dtype == y.dtype and x.ndim == 3 and x.flags.aligned
+        assert x.strides[2] == x.itemsize or x.shape[2] == 1
+        for a in (h, c):
+            assert a is None or (a.dtype == y.dtype and a.flags.c_contiguous and a.flags.aligned)
+        assert lengths is None or (lengths.dtype == np.int64 and lengths.flags.c_contiguous)
+        self.core.forward(x, h, c, lengths, y, h_end, c_end, batch_first)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_core_is_given(form):
+    layer = fastlstm.LSTM(I, H, seed=1)
+    layer._core = Witness(layer._core)
+    make, x, state = FORMS[form], np.ones((T, B, I), "f4"), np.ones((1, B, H), "f4")
+    layer(make(x), (make(state), make(state)), lengths=np.full(2 * B, T, ">u2")[::2])
+    layer(x, (make(state), state))
+    layer(x, (state, make(state)))
+    layer(make(x[:, 0]))
 
 
 def test_torch_tensors_and_bfloat16():

@@ -163,6 +163,8 @@ class Broken:
     ("x", "error", "part"),
     [
         (np.zeros((4, 2, 4)), ValueError, "I = 3, got shape (4, 2, 4)"),
+        (np.zeros((4, 2, 4), "f4"), ValueError, "I = 3, got shape (4, 2, 4)"),
+        (np.zeros((4, 2, 2), "f4"), ValueError, "I = 3, got shape (4, 2, 2)"),
         (np.zeros((4, 2)), ValueError, "got shape (4, 2)"),
         (np.zeros(3), ValueError, "got shape (3,)"),
         (np.zeros(()), ValueError, "got shape ()"),
