@@ -1,0 +1,10 @@
+"""`python bench/run.py [options]`: the benchmark program from the source tree. `--help` lists its options."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fastlstm._bench import main  # noqa: E402
+
+sys.exit(main())

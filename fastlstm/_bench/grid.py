@@ -1,0 +1,175 @@
+"""The rows of the benchmark, the problems they stand for, and the floors that the project holds itself to."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import reference
+
+Array: TypeAlias = npt.NDArray[Any]
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+
+SHAPES = (  # I, H, T, B. Every cell is measured at all of them.
+    (32, 32, 1, 1), (64, 128, 1, 1), (256, 256, 1, 1), (512, 512, 1, 1), (1024, 1024, 1, 1),
+    (32, 32, 100, 1), (64, 128, 100, 1), (256, 256, 100, 1), (512, 512, 100, 1), (1024, 1024, 50, 1),
+    (40, 40, 1000, 1), (64, 64, 50, 8), (128, 128, 100, 32), (256, 256, 50, 64), (512, 512, 25, 64),
+    (1024, 1024, 25, 64), (64, 64, 100, 256),
+)  # fmt: skip
+CORE_SHAPES = (  # those of GRU and RNN that --quick and the chart keep
+    (32, 32, 1, 1), (32, 32, 100, 1), (256, 256, 100, 1),
+    (64, 64, 50, 8), (256, 256, 50, 64), (512, 512, 25, 64),
+)  # fmt: skip
+SMOKE = (
+    "lstm 32,32,1,1", "lstm 32,32,100,1", "gru 64,64,50,8", "rnn 32,32,1,1",
+    "audio 8", "ragged 64", "odd 33 one row",
+)  # fmt: skip
+SCALING = ("lstm 256,256,50,64", "lstm 512,512,100,1")  # with two threads, measured with one as well
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result: a cell at I = inputs, H = units, T = steps, B = sequences."""
+
+    table: str
+    name: str
+    cell: str
+    inputs: int
+    units: int
+    steps: int
+    batch: int
+    ragged: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.inputs, self.units, self.steps, self.batch
+
+    @property
+    def lengths(self) -> Array | None:
+        """Of a ragged row: random in 1..T, the least of them nudged until B divides their sum."""
+        if not self.ragged:
+            return None
+        n = np.random.default_rng(self.batch).integers(1, self.steps + 1, self.batch)
+        while n.sum() % self.batch:
+            n[np.argmin(n)] += 1
+        return n
+
+    @property
+    def valid_steps(self) -> int:
+        return self.steps * self.batch if self.lengths is None else int(self.lengths.sum())
+
+    @property
+    def dense(self) -> Row:
+        """The batch without padding that has as many valid steps as this ragged one."""
+        return replace(self, steps=self.valid_steps // self.batch, ragged=False)
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products alone, a multiply-add counted as two; the cell's functions come on top."""
+        return 2 * GATES[self.cell] * self.units * (self.inputs + self.units) * self.valid_steps
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the float32 weights that each step reads: W_hh, and W_ih if it is the only step."""
+        return 4 * GATES[self.cell] * self.units * (self.units + self.inputs * (self.steps == 1))
+
+    @property
+    def in_core(self) -> bool:
+        return self.table not in ("gru", "rnn") or self.shape in CORE_SHAPES
+
+
+def rows() -> list[Row]:
+    """The whole grid: every cell at every shape, then audio, ragged and odd sizes."""
+    grid = [Row(cell, f"{cell} {i},{h},{t},{b}", cell, i, h, t, b) for cell in GATES for i, h, t, b in SHAPES]
+    grid += [Row("audio", f"audio {h}", "lstm", 1, h, 48000, 1) for h in _AUDIO]
+    grid += [Row("ragged", f"ragged {h}", "lstm", h, h, 100, 32, ragged=True) for h in (64, 128, 256)]
+    for b, kind in ((1, "one row"), (32, "batch")):
+        grid += [Row("odd", f"odd {h} {kind}", "lstm", h, h, 100, b) for h in (33, 40, 48)]
+    return grid
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every engine is given, and the answer expected: output [T, B, H], h [1, B, H](, c) in float64."""
+
+    row: Row
+    weights: Mapping[str, Array]  # PyTorch's names and gate order
+    x: Array  # [T, B, I]
+    state: tuple[Array, ...]  # h(, c) [1, B, H]
+    lengths: Array | None
+    expected: tuple[Array, ...]
+
+
+def problem(row: Row, seed: int = 1) -> Problem:
+    """Weights uniform in ±1/sqrt(H) as PyTorch draws them, x normal, a random initial state."""
+    rng, k = np.random.default_rng(seed), 1 / math.sqrt(row.units)
+    width = GATES[row.cell] * row.units
+    shapes = {"weight_ih": [width, row.inputs], "weight_hh": [width, row.units], "bias_ih": [width]}
+    shapes["bias_hh"] = [width]
+    weights = {f"{name}_l0": rng.uniform(-k, k, shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.standard_normal((row.steps, row.batch, row.inputs), dtype=np.float32)
+    h, c = rng.uniform(-0.9, 0.9, (2, 1, row.batch, row.units)).astype(np.float32)
+    layer = getattr(reference, LAYERS[row.cell])(row.inputs, row.units, dtype="float64")
+    layer.load_state_dict(weights)
+    state = (h, c) if row.cell == "lstm" else (h,)
+    y, last = layer(x, state if len(state) > 1 else h, lengths=row.lengths)
+    return Problem(row, weights, x, state, row.lengths, (y, *(last if isinstance(last, tuple) else (last,))))
+
+
+class Floor(NamedTuple):
+    """Where `when`, `quantity` of every row whose name matches `rows` must compare so with `limit`."""
+
+    what: str
+    rows: str
+    quantity: str
+    compare: str
+    limit: float
+    when: Callable[[int, str], bool]  # threads, isa
+
+
+def _one_core(threads: int, isa: str) -> bool:
+    return threads == 1 and isa == "avx512"
+
+
+_AUDIO = {8: 53, 16: 71, 20: 107, 32: 137, 40: 205, 64: 695}  # H: ns a step on a core of 117 GFLOP/s
+_GRID, _SMALL, _LARGE = "(lstm|gru|rnn) ", "(32,32|64,128),1,1", "(256,256|512,512|1024,1024),1,1"
+FLOORS = (
+    Floor("faster than the best peer", _GRID + ".*", "speedup", ">", 1.0, lambda threads, isa: threads <= 2),
+    Floor("one step through Stream.step, H = 32", _GRID + "32,32,1,1", "speedup", ">=", 6.0, _one_core),
+    Floor("one step through Stream.step, H = 128", _GRID + "64,128,1,1", "speedup", ">=", 3.0, _one_core),
+    Floor("one step through Stream.step, H >= 256", _GRID + _LARGE, "speedup", ">=", 1.3, _one_core),
+    Floor("one step through the layer, H <= 128", _GRID + _SMALL, "call_speedup", ">=", 2.0, _one_core),
+    Floor("one step through the layer, H >= 256", _GRID + _LARGE, "call_speedup", ">=", 1.2, _one_core),
+    Floor("a short sequence, H = 32", _GRID + "32,32,100,1", "speedup", ">=", 2.0, _one_core),
+    Floor("a short sequence, H = 128", _GRID + "64,128,100,1", "speedup", ">=", 1.1, _one_core),
+    Floor("µs of a Stream.step in Python", "lstm 32,32,1,1", "us", "<=", 1.5, _one_core),
+    Floor("% of peak", "lstm (256,256,50|512,512,25|1024,1024,25),64", "peak_percent", ">=", 91.0, _one_core),
+    Floor("% of AVX2 peak", "lstm (256,256,50|512,512,25),64", "peak_percent", ">=", 84.0,
+          lambda threads, isa: threads == 1 and isa == "avx2"),
+    *(Floor("ns × peak / 117", f"audio {h}", "scaled_ns", "<=", ns, _one_core) for h, ns in _AUDIO.items()),
+    Floor("ragged over dense, H = 64", "ragged 64", "against_dense", "<=", 1.15, _one_core),
+    Floor("ragged over dense, H >= 128", "ragged (128|256)", "against_dense", "<=", 1.10, _one_core),
+    Floor("per multiply over H = 48, H = 40", "odd 40 .*", "against_48", "<=", 1.2, _one_core),
+    Floor("per multiply over H = 48, H = 33", "odd 33 .*", "against_48", "<=", 1.4, _one_core),
+    Floor("two threads over one", "|".join(SCALING), "against_one_thread", ">=", 1.8,
+          lambda threads, isa: threads == 2),
+)  # fmt: skip
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<=": operator.le}
+
+
+def verdicts(result: Mapping[str, Any]) -> Iterable[tuple[bool, str]]:
+    """Of every floor and row measured: whether it holds, and a line that says so."""
+    for f in FLOORS:
+        for row in result["rows"] if f.when(result["settings"]["threads"], result["settings"]["isa"]) else ():
+            if f.quantity in row and re.fullmatch(f.rows, row["name"]):
+                held = _COMPARE[f.compare](row[f.quantity], f.limit)
+                value = f"{row[f.quantity]:.2f} (wanted {f.compare} {f.limit:g})"
+                yield held, f"{'held  ' if held else 'MISSED'}  {row['name']:20} {f.what}: {value}"

@@ -1,0 +1,206 @@
+"""Check the outputs of every engine, then time them in turns; and measure the roofline beside them.
+
+Turns: on every row the engines run one after the other in short batches of calls, over and over, the first of
+a round changing from round to round, so that a slow moment of the machine hits all of them. A figure is the
+median over the batches. Before a batch the process waits until the thread pools of the idle engines have
+stopped spinning, and makes an untimed call. The garbage collector is off.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from time import perf_counter, process_time, sleep
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .grid import Array, Problem, Row, problem
+from .peers import Call
+
+TOLERANCE = 2e-5  # largest |value - float64 reference| / max(1, |reference|) of an output or final state
+BEST_OF = ("torch", "onnxruntime", "openvino")  # the peers that "best peer" means
+CACHES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 256 << 20}  # bytes read over and over
+
+
+class Settings(NamedTuple):
+    threads: int
+    budget: float  # seconds a row
+    batch: float  # seconds a batch of calls
+    min_rounds: int
+    max_rounds: int = 300
+
+
+class Mismatch(Exception):
+    """An engine's outputs are not those expected, so its time says nothing."""
+
+
+@dataclass
+class Engine:
+    """One column of a row: what to call, how often, and the seconds a call took in each batch."""
+
+    name: str
+    call: Call
+    error: float
+    seconds: float  # a call, roughly
+    settling: float = 0.001  # seconds its threads spin after a call
+    calls: int = 1
+    rounds: int = 1
+    samples: list[float] = field(default_factory=list)
+    variants: dict[str, float] = field(default_factory=dict)  # µs a call, roughly
+
+    def summary(self) -> dict[str, Any]:
+        low, median, high = np.quantile(self.samples, (0.1, 0.5, 0.9)) * 1e6
+        return {
+            "median_us": float(median), "p10_us": float(low), "p90_us": float(high),
+            "batches": len(self.samples), "calls_per_batch": self.calls, "max_error": self.error,
+            "variant": self.call.variant, "variants_us": self.variants,
+        }  # fmt: skip
+
+
+def check(name: str, outputs: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The largest error of the outputs, or Mismatch."""
+    if [o.shape for o in outputs] != [e.shape for e in expected]:
+        raise Mismatch(f"{name}: shapes {[o.shape for o in outputs]}, expected {[e.shape for e in expected]}")
+    pairs = zip(outputs, expected, strict=True)
+    error = float(np.max([np.max(np.abs(o - e) / np.maximum(1, np.abs(e))) for o, e in pairs]))
+    if not error <= TOLERANCE:  # NaN is no match
+        raise Mismatch(f"{name}: off the float64 reference by {error:.2g}, tolerance {TOLERANCE:g}")
+    return error
+
+
+def settle(limit: float = 0.2) -> float:
+    """Wait until the idle threads of this process sleep: its CPU time stands still. Returns the seconds.
+
+    With two threads OpenBLAS spun for 90 ms after a call, onnxruntime 35, torch's OpenMP 8, OpenVINO 2.
+    """
+    start, busy = perf_counter(), True
+    while busy and perf_counter() - start < limit:
+        before = process_time()
+        sleep(0.0005)
+        busy = process_time() - before > 0.0001
+    return perf_counter() - start
+
+
+def timed(run: Callable[[], Any], calls: int) -> float:
+    """Seconds a call, over a batch of them after an untimed one (a batch of one long call does without)."""
+    if calls > 1:
+        run()
+    start = perf_counter()
+    for _ in repeat(None, calls):
+        run()
+    return (perf_counter() - start) / calls
+
+
+def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
+    """Check every variant of an engine and keep the fastest, with its batch size set by its speed."""
+    found = []
+    for call in calls:
+        call.enter()
+        start = perf_counter()
+        result = call.run()
+        seconds = perf_counter() - start
+        engine = Engine(name, call, check(f"{name} ({call.variant})", call.read(result), p.expected), seconds)
+        for _ in range(3):  # the first, cold call is time enough of a slow engine
+            if engine.seconds < s.budget / 10:
+                engine.settling = settle()
+                engine.seconds = min(engine.seconds, timed(call.run, max(1, int(s.batch / engine.seconds))))
+        found.append(engine)
+    best = min(found, key=lambda e: e.seconds)
+    best.calls = max(1, int(s.batch / best.seconds))
+    best.variants = {e.call.variant: e.seconds * 1e6 for e in found}
+    return best
+
+
+def take_turns(engines: Sequence[Engine], peak: Callable[[], float], s: Settings) -> float:
+    """Fill the engines' samples; returns the median of peak(), called now and then between them.
+
+    Each engine has an equal share of the budget, so slow ones sit out some of the rounds.
+    """
+    for e in engines:
+        cost = e.seconds * (e.calls + (e.calls > 1)) + e.settling
+        e.rounds = min(max(int(s.budget / len(engines) / cost), s.min_rounds), s.max_rounds)
+    rounds, peaks = max(e.rounds for e in engines), []
+    gc.collect()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            if r % -(-rounds // 8) == 0:
+                settle()
+                peaks.append(peak())
+            turn = r % len(engines)
+            for e in [*engines[turn:], *engines[:turn]]:
+                if (r + 1) * e.rounds // rounds > r * e.rounds // rounds:  # evenly spread
+                    e.call.enter()
+                    settle()
+                    e.samples.append(timed(e.call.run, e.calls))
+    finally:
+        gc.enable()
+    return statistics.median(peaks)
+
+
+def roofline(core: Any, seconds: float) -> dict[str, Any]:
+    """What one core can do at most on the path in use: multiply-adds in FLOP/s, reading in bytes/s."""
+    reads = {level: core.read_bandwidth(n, seconds) for level, n in CACHES.items()}
+    return {"peak_flops": core.peak_flops("float32", seconds), "read_bytes_per_second": reads}
+
+
+def figures(row: Row, us: Mapping[str, float], peak: float, reads: Mapping[str, float]) -> dict[str, Any]:
+    """What a row's medians say: ratios, the share of the peak (FLOP/s) and, for one sequence, of the roof."""
+    mine = us["fastlstm"]
+    out: dict[str, Any] = {
+        "us": mine, "ns_per_step": 1000 * mine / row.steps, "gflops": row.flops / mine / 1e3,
+        "peak_gflops": peak / 1e9, "peak_percent": 100 * row.flops / (mine * 1e-6 * peak),
+    }  # fmt: skip
+    if row.batch == 1:  # weights are read once a step: the roof is the slower of reading and multiplying
+        level = next((k for k, n in CACHES.items() if row.weight_bytes <= 2 * n), "memory")
+        seconds = row.steps * max(row.weight_bytes / reads[level], row.flops / row.steps / peak)
+        out |= {"roof_percent": 100 * seconds / (mine * 1e-6), "weights_in": level}
+    peers = [name for name in BEST_OF if name in us]
+    if peers:
+        best = min(peers, key=us.__getitem__)
+        out |= {"best_peer": best, "speedup": us[best] / mine}
+        if "fastlstm call" in us:
+            out["call_speedup"] = us[best] / us["fastlstm call"]
+    if "numpy" in us:
+        out["over_numpy"] = us["numpy"] / mine
+    if row.table == "audio":
+        out["scaled_ns"] = out["ns_per_step"] * peak / 117e9
+    if row.ragged:
+        out["against_dense"] = mine / us["fastlstm dense"]
+    if "fastlstm 1 thread" in us:
+        out["against_one_thread"] = us["fastlstm 1 thread"] / mine
+    return out
+
+
+def measure(
+    row: Row, fast: Any, peers: Sequence[Any], core: Any, roof: Mapping[str, Any], s: Settings
+) -> dict[str, Any]:
+    """One row of the result: every engine's times and what they say, or the error that kept us from them."""
+    out: dict[str, Any] = {
+        "name": row.name, "table": row.table, "cell": row.cell, **dict(zip("IHTB", row.shape, strict=True)),
+        "core": row.in_core, "valid_steps": row.valid_steps, "flops": row.flops,
+        "weight_bytes": row.weight_bytes,
+    }  # fmt: skip
+    p = problem(row)
+    try:
+        engines = [choose(e.name, p, e.calls(p), s) for e in (fast, *peers)]
+        engines += [choose(name, q, calls, s) for name, q, calls in fast.beside(p)]
+    except Exception as e:  # a peer that can't run must be seen, not be missing from "best peer"
+        return {**out, "error": f"{type(e).__name__}: {e}"}
+    peak = s.threads * take_turns(engines, lambda: core.peak_flops("float32", 0.005), s)
+    out["engines"] = {e.name: e.summary() for e in engines}
+    us = {name: e["median_us"] for name, e in out["engines"].items()}
+    return out | figures(row, us, peak, roof["read_bytes_per_second"])
+
+
+def against_48(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to the odd-size rows the time of a multiply against that at H = 48."""
+    odd = [row for row in rows if row["table"] == "odd" and "us" in row]
+    base = {row["B"]: row["us"] / row["flops"] for row in odd if row["H"] == 48}
+    for row in odd:
+        if row["B"] in base:
+            row["against_48"] = row["us"] / row["flops"] / base[row["B"]]
