@@ -119,7 +119,7 @@ def test_targets_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_misuse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _bench.main(["--threads", "0"]) == 2
+    assert _bench.main(["--threads", "0"]) == _bench.main(["--isa", "abacus"]) == 2
     monkeypatch.setenv("FASTLSTM_BENCH_CHILD", "1")
     assert _bench.main(["--peers", "numpy,abacus"]) == 2
     assert "abacus" in capsys.readouterr().err

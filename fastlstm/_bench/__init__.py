@@ -59,6 +59,11 @@ def _spawn(args: argparse.Namespace, argv: list[str]) -> int:
     if not 1 <= args.threads <= cores:
         print(f"--threads: wanted 1 to {cores}, the cores allowed, got {args.threads}", file=sys.stderr)
         return 2
+    from .._core import isas
+
+    if args.isa and args.isa not in isas():
+        print(f"--isa: wanted one of {', '.join(isas())}, got {args.isa}", file=sys.stderr)
+        return 2
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = os.environ | {_CHILD: "1"} | dict.fromkeys(pools, str(args.threads))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH")]))
