@@ -35,7 +35,7 @@ MODEL = Path(__file__).parent / "data" / "charlm.safetensors"
 LIMIT = 200_000  # characters that are read of a text: its one-hot vectors take 80 MB
 STRETCH = 3_000  # characters on which the NumPy reference runs along
 SECONDS = 0.3  # for each measurement of speed
-TOLERANCE = 1e-5  # of h, after that many steps, from float64
+TOLERANCE = 1e-5  # of h after one step; whole runs of a trained network may be chaotic, so they have none
 
 
 class UserError(Exception):
@@ -182,7 +182,9 @@ class Model:
 
 class Checks(NamedTuple):
     characters: int
-    error: float  # largest difference of h from the reference in float64
+    error: float  # largest difference of h from the reference in float64, each step from the same state
+    run_error: float  # the same for the whole run, where differences add up, or grow
+    numpy_error: float  # for the whole run of the reference in float32
     same_bits: bool  # stream.step against layer(x)
     rates: dict[str, float]  # characters per second: "layer", "stream", "numpy"
 
@@ -212,9 +214,30 @@ def check(model: Model, text: str) -> Checks:
         "stream": _rate(steps, len(x)),
         "numpy": _rate(lambda: numpy_float32(x), len(x)),
     }
+    stream.reset()
+    states = []
+    for x_t, y_t in zip(x, y_stream, strict=True):
+        states.append(stream.state)
+        stream.step(x_t, out=y_t)
     y, _ = model.layer(x)
-    exact, _ = numpy_layer("float64")(x)
-    return Checks(len(x), float(np.abs(y - exact).max()), y.tobytes() == y_stream.tobytes(), rates)
+
+    # All steps as one batch: one step each, from the states that the stream was in.
+    exact = numpy_layer("float64")
+    h, c = (np.concatenate(parts, axis=1) for parts in zip(*states, strict=True))
+    step, _ = exact(x.transpose(1, 0, 2), (h, c))
+    run, _ = exact(x)
+
+    def error(got: Array, wanted: Array) -> float:
+        return float(np.abs(got - wanted).max())
+
+    return Checks(
+        len(x),
+        error(y_stream.transpose(1, 0, 2), step),
+        error(y, run),
+        error(numpy_float32(x)[0], run),
+        y.tobytes() == y_stream.tobytes(),
+        rates,
+    )
 
 
 def _rate(run: Callable[[], Any], characters: int) -> float:
@@ -316,7 +339,7 @@ def typical(rows: list[Row], bits: Array, count: int) -> list[Row]:
     off[length < np.quantile(length, 0.6)] = np.inf  # no stretch of empty lines
     folded = np.array([r.number is None for r in rows]).cumsum()
     off += 1e3 * (folded[count - 1 :] - folded[: len(off)])  # rather lines that fit into a row each
-    off[[r.number is None for r in rows[: len(off)]]] += 1e6  # begin where a line does, if one does
+    off[[r.number is None or r.start == r.stop for r in rows[: len(off)]]] += 1e6  # begin as a line does
     best = int(off.argmin())
     return rows[best : best + count]
 
@@ -379,8 +402,8 @@ def run(
     *,
     show_all: bool = False,
     prompt: str | None = None,
-    length: int = 240,
-    temperature: float = 0.5,
+    length: int = 300,
+    temperature: float = 0.6,
     seed: int = 0,
     color: str = "auto",
     out: TextIO | None = None,
@@ -402,7 +425,9 @@ def _show_summary(page: Page, source: Text, model: Model, scores: Scores, held_o
     unknown = int((encode(text, model.alphabet) == len(model.alphabet)).sum())
     page.line(page.paint(f"fastlstm {fastlstm.__version__}", BOLD) + "  a character model reads a text")
     page.line()
-    count = f"{len(text):,} characters" if source.whole else f"the first {len(text):,} characters"
+    count = f"{len(text):,} character{'s' if len(text) > 1 else ''}"
+    if not source.whole:
+        count = f"the first {count}"
     where = f" of Python {platform.python_version()}" if held_out else ""
     name = "".join(map(glyph, Path(source.name).name))
     page.fact("Text", f"{name if len(name) <= 36 else name[:35] + '…'}{where}, {count}")
@@ -410,12 +435,15 @@ def _show_summary(page: Page, source: Text, model: Model, scores: Scores, held_o
         page.fact("", "(the model was trained on the standard library without it)")
     if unknown:
         page.fact("", f"({unknown:,} of them outside the alphabet, all scored as one symbol)")
-    took = f"{scores.seconds:.2f} s" if scores.seconds > 0.5 else f"{1e3 * scores.seconds:.0f} ms"
+    took = f"{scores.seconds:.2f} s" if scores.seconds > 0.5 else f"{1e3 * scores.seconds:.3g} ms"
     sizes = f"{model.symbols} symbols → LSTM, {model.layer.hidden_size} units → softmax"
     page.fact("Model", f"{sizes}, {MODEL.stat().st_size / 1e3:.0f} kB")
     mean = page.paint(f"{bits:.2f} bits per character", BOLD)
     page.fact("Surprise", f"{mean}, all scored in one call, {took}")
-    page.fact("", f"(zlib -9 needs {packed:.2f}; equal odds for all symbols, {math.log2(model.symbols):.2f})")
+    rivals = f"equal odds for all symbols, {math.log2(model.symbols):.2f}"
+    if len(text) >= 1000:  # a shorter text is mostly zlib's header
+        rivals = f"zlib -9 needs {packed:.2f}; {rivals}"
+    page.fact("", f"({rivals})")
 
 
 def _show_surprise(page: Page, text: str, model: Model, scores: Scores, show_all: bool) -> None:
@@ -482,7 +510,7 @@ def _show_continuation(
     for row in rows_of(shown, page.width - 8):
         split = min(max(len(old), row.start), row.stop)
         known = "".join(map(glyph, shown[row.start : split]))
-        page.line(page.paint(f"      │ {known}", DIM) + "".join(map(glyph, shown[split : row.stop])))
+        page.line(page.paint(f"      │ {known}", DIM) + "".join(map(glyph, shown[split : row.stop])).rstrip())
     rate = f"{length / seconds:,.0f} characters/s with the drawing"
     page.line(page.paint(f"        temperature {temperature:g}, seed {seed}, {rate}", DIM))
 
@@ -492,7 +520,10 @@ def _show_checks(page: Page, checks: Checks) -> bool:
     page.head("Against NumPy", f" (fastlstm.reference), {checks.characters:,} characters")
     right = checks.error <= TOLERANCE
     verdict = "" if right else f": WRONG, more than {TOLERANCE}"
-    page.fact("Numbers", f"largest error of h from float64 {checks.error:.1e}{verdict}")
+    page.fact("Numbers", f"largest error of h from float64 in any one step {checks.error:.1e}{verdict}")
+    page.fact("", f"(in the whole run {checks.run_error:.1e}; NumPy in float32, {checks.numpy_error:.1e})")
+    if min(checks.run_error, checks.numpy_error) > 1e-3:
+        page.fact("", "(both are far: on this text the model is chaotic and enlarges every rounding)")
     verdict = "gives the same bits as" if checks.same_bits else "DIFFERS from"
     page.fact("Bits", f"stream.step {verdict} layer(x)")
     numpy = checks.rates["numpy"]

@@ -65,16 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--length",
         type=_number(int, 0, 100_000, "an integer in 0..100000"),
-        default=240,
+        default=300,
         metavar="N",
-        help="characters to write (240)",
+        help="characters to write (300)",
     )
     demo.add_argument(
         "--temperature",
         type=_number(float, 0, 1e6, "a number in 0..1e6"),
-        default=0.5,
+        default=0.6,
         metavar="X",
-        help="0 writes what is likeliest, 1 draws from the model, more is wilder (0.5)",
+        help="0 writes what is likeliest, 1 draws from the model, more is wilder (0.6)",
     )
     demo.add_argument(
         "--seed",

@@ -18,7 +18,7 @@ from fastlstm import _demo, reference
 
 TOOL = Path(__file__).parent.parent / "tools" / "train_demo_model.py"
 SAMPLE = 'def wrap(self, text):\n    """Wrap the text."""\n    return self.fill(text)\n' * 3
-BITS_HELD_OUT = 2.1  # at most, per character: the held-out module is another in every version of Python
+BITS_HELD_OUT = 1.9  # at most, per character: the held-out module is another in every version of Python
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,8 @@ def test_the_likeliest_continuation_is_the_one_pass_guess(model: _demo.Model) ->
 
 def test_check_measures_the_error(model: _demo.Model, quick: None) -> None:
     checks = _demo.check(model, SAMPLE)
-    assert 0 < checks.error < 1e-5 and checks.same_bits
+    assert checks.same_bits and 0 < checks.error < 1e-5
+    assert 0 < checks.run_error < 1e-4 and 0 < checks.numpy_error < 1e-4
     assert checks.rates.keys() == {"layer", "stream", "numpy"} and min(checks.rates.values()) > 0
     assert checks.characters == min(len(SAMPLE), 200)
 
@@ -165,7 +166,7 @@ def test_from_end_to_end_piped(tmp_path: Path) -> None:
     assert f"sample.py, {len(SAMPLE)} characters" in out
     bits = float(re.search(r"([\d.]+) bits per character", out)[1])  # type: ignore[index]
     assert bits == pytest.approx(_demo.Model().score(SAMPLE).bits.mean(), abs=0.006)
-    assert float(re.search(r"error of h from float64 (\S+)", out)[1]) < 1e-5  # type: ignore[index]
+    assert float(re.search(r"in any one step (\S+)", out)[1]) < 1e-5  # type: ignore[index]
     assert "stream.step gives the same bits as layer(x)" in out
     rates = [float(n.replace(",", "")) for n in re.findall(r"([\d,]+) characters/s(?! with)", out)]
     ratios = [float(n) for n in re.findall(r"([\d.]+) times NumPy", out)]
