@@ -523,7 +523,7 @@ def _show_checks(page: Page, checks: Checks) -> bool:
     page.fact("Numbers", f"largest error of h from float64 in any one step {checks.error:.1e}{verdict}")
     page.fact("", f"(in the whole run {checks.run_error:.1e}; NumPy in float32, {checks.numpy_error:.1e})")
     if min(checks.run_error, checks.numpy_error) > 1e-3:
-        page.fact("", "(both are far: on this text the model is chaotic and enlarges every rounding)")
+        page.fact("", "(the model is chaotic on this text: it enlarges every rounding)")
     verdict = "gives the same bits as" if checks.same_bits else "DIFFERS from"
     page.fact("Bits", f"stream.step {verdict} layer(x)")
     numpy = checks.rates["numpy"]
