@@ -71,8 +71,7 @@ static void run_direction(const forward_call *f, const chunk_memory *m, int64_t 
     const bool backwards = direction == 1 || l->config.reverse;
     const int64_t P = l->output_size, H = l->config.hidden_size;
     fl_scan s;
-    fl_scan_init(&s, l, f->rows, q->T, f->team ? f->workers : 1, m->scan);
-    s.weights = &f->pack->direction[item];
+    fl_scan_init(&s, l, &f->pack->direction[item], f->rows, q->T, f->team ? f->workers : 1, m->scan);
     for (int64_t r = 0; r < count; r++) {
         const int64_t b = f->order[first + r], n = length_of(q, b), begin = backwards && n ? n - 1 : 0;
         const int64_t state = item * q->B + b;
@@ -83,7 +82,8 @@ static void run_direction(const forward_call *f, const chunk_memory *m, int64_t 
                           q->c0 ? (const char *)q->c0 + state * H * size : NULL);
     }
     const int64_t sign = backwards ? -1 : 1;
-    const fl_rows rows = {count, m->x, sign * x->stride_t * size, sign * y->stride_t, m->steps};
+    const fl_rows rows = {count, m->x, sign * x->stride_t * size, sign * y->stride_t, m->steps,
+                          x->data == y->data && x->by_chunk == y->by_chunk};
     fl_scan_run(&s, &rows, f->team);
     for (int64_t r = 0; r < count; r++) {
         const int64_t state = item * q->B + f->order[first + r];

@@ -100,6 +100,7 @@ void fl_parallel_tasks(int64_t threads, int64_t tasks, void (*fn)(void *context,
 void fl_parallel_stages(int64_t threads, void (*body)(void *context, fl_team *team), void *context);
 /* Runs fn on every slice, and returns when all are done. A NULL team is one slice. */
 void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context);
+int64_t fl_team_slices(const fl_team *team);
 
 typedef enum fl_split { FL_SPLIT_AUTO = -1, FL_SPLIT_NONE = 0, FL_SPLIT_BATCH = 1, FL_SPLIT_UNITS = 2 } fl_split;
 /* For tests: take this split whatever the size; what the calling thread's last fl_forward took. */
@@ -108,6 +109,18 @@ FL_API fl_split fl_last_split(void);
 fl_split fl_forced_split(void);
 
 /* --- scan.c: one direction of one layer over time --- */
+/* A worker's calls of one phase, and where its tile lies. */
+typedef struct fl_calls {
+    fl_product_args product;
+    fl_cell_args cell;
+    int64_t row, state_bytes, projected_bytes; /* the tile's offsets */
+} fl_calls;
+
+typedef struct fl_tiling {
+    int64_t width, height; /* units and rows of a tile */
+    bool whole;            /* one tile, which the calls are aimed at already */
+} fl_tiling;
+
 typedef struct fl_scan {
     const fl_layer *layer;
     const fl_direction *weights;
@@ -118,16 +131,23 @@ typedef struct fl_scan {
     char *between;     /* [rows, hidden stride]: what the second phase or the projection multiplies */
     char *projected;   /* [tile rows, gates] */
     char *scratch;     /* [workers][...]: pre-activations of a tile, which stay in L1 */
-    int64_t scratch_bytes;
+    int64_t scratch_bytes, workers;
+    fl_calls *calls; /* [workers][2] */
     const void **h_rows[2], **between_rows, **x_rows;
     void **y_rows;
+    int64_t projected_stride;
+    fl_tiling tiling[2]; /* of each phase, for `active` rows */
     /* of the step that runs */
-    int64_t active, tile_count, row_in_tile, y_offset;
+    int64_t active, tile_count, y_offset;
+    const char *tile;          /* the step's first row in `projected` */
+    const void *const *step_x; /* and in x_rows */
+    bool fused;                /* the step's product takes x itself */
 } fl_scan;
 
 /* Bytes for a scan of that many rows; then its parts, inside memory of that size, 64-byte aligned. */
 int64_t fl_scan_bytes(const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers);
-void fl_scan_init(fl_scan *scan, const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers, void *memory);
+void fl_scan_init(fl_scan *scan, const fl_layer *layer, const fl_direction *weights, int64_t rows, int64_t steps,
+                  int64_t workers, void *memory);
 void fl_scan_set_state(fl_scan *scan, int64_t row, const void *h, const void *c); /* NULL: zeros */
 
 /* Rows to run: x and y rows of step 0, one step apart by the strides (bytes, elements); steps of each row, falling. */
@@ -136,6 +156,7 @@ typedef struct fl_rows {
     const char *const *x; /* element 0 of each row's first step */
     int64_t x_step_bytes, y_step;
     const int64_t *steps;
+    bool in_place; /* y is where x was read: a tile's input must be projected before */
 } fl_rows;
 void fl_scan_run(fl_scan *scan, const fl_rows *rows, fl_team *team);
 /* The state of a row that ended `ago` steps before the last one of fl_scan_run. */

@@ -1,8 +1,10 @@
 /* The time loop: one direction of one layer, over the steps of some rows.
  *
- * A step is a stage or two of fl_team_stage, with a barrier between: workers own fixed slices of hidden units. The
- * input is projected ahead of time, for as many steps as make a tile of some 64 rows. Within a slice the recurrent
- * product writes a tile of pre-activations to scratch that stays in L1, and the cell kernel reads it from there.
+ * A step is a stage or two of fl_team_stage, with a barrier between: workers own fixed slices of hidden units. Within
+ * a slice the product writes a tile of pre-activations to scratch that stays in L1, and the cell kernel reads it from
+ * there. Where a step has few rows, the input is projected ahead of time, for as many steps as make a tile of some 64
+ * rows; else (and for a single step, or an input so narrow that the detour costs more) it is part of the step's
+ * product. The bits are the same: bias, then x, then h, in one order.
  * Rows come ordered by their number of steps, so that the active ones are always the first. */
 #include "internal.h"
 
@@ -12,9 +14,10 @@ enum {
     TILE_ROWS = 64,          /* of the projected input */
     SCRATCH_BYTES = 1 << 14, /* half of L1 */
     SCRATCH_ROWS = 64,
+    FUSED_ROWS = 24, /* a step of so many rows has the peak without the help of others */
+    FUSED_INPUTS = 4,
+    L1_WEIGHTS = 28 << 10,
 };
-
-static int64_t matrix_stride(const fl_kernels *k, const fl_matrix *m) { return m->vecs * k->lanes; }
 
 /* Units of a slice or tile begin at multiples of this: `gates` gates of them fill whole blocks and whole panels. */
 static int64_t unit_step(const fl_kernels *k, int64_t gates) {
@@ -50,10 +53,13 @@ static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t 
     for (int i = 0; i < 2; i++) s->h[i] = take(&a, rows * layer->output_stride * size);
     s->c = take(&a, rows * layer->hidden_stride * size);
     s->between = take(&a, rows * layer->hidden_stride * size);
-    s->projected = take(&a, s->tile_rows * fl_round_up(gates * layer->config.hidden_size, k->lanes) * size);
+    s->projected_stride = fl_round_up(gates * layer->config.hidden_size, k->lanes);
+    s->projected = take(&a, s->tile_rows * s->projected_stride * size);
     /* A tile has at least one step of units for six rows, and up to SCRATCH_BYTES. */
     s->scratch_bytes = most(SCRATCH_BYTES, 6 * gates * k->panel_vecs * k->lanes * size);
     s->scratch = take(&a, workers * s->scratch_bytes);
+    s->workers = workers;
+    s->calls = take(&a, workers * 2 * (int64_t)sizeof(fl_calls));
     for (int i = 0; i < 2; i++) s->h_rows[i] = take(&a, rows * (int64_t)sizeof(void *));
     s->between_rows = take(&a, rows * (int64_t)sizeof(void *));
     s->x_rows = take(&a, s->tile_rows * (int64_t)sizeof(void *));
@@ -66,8 +72,11 @@ int64_t fl_scan_bytes(const fl_layer *layer, int64_t rows, int64_t steps, int64_
     return lay_out(&s, layer, rows, steps, workers, NULL);
 }
 
-void fl_scan_init(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers, void *memory) {
+void fl_scan_init(fl_scan *s, const fl_layer *layer, const fl_direction *weights, int64_t rows, int64_t steps,
+                  int64_t workers, void *memory) {
     memset(s, 0, sizeof *s);
+    s->weights = weights;
+    s->active = -1;
     lay_out(s, layer, rows, steps, workers, memory);
     const int64_t size = layer->kernels->element_bytes;
     for (int64_t r = 0; r < rows; r++) {
@@ -106,19 +115,18 @@ typedef struct range {
 } range;
 
 static range slice_of(int64_t units, int64_t step, int64_t slice, int64_t slices) {
+    if (slices == 1) return (range){0, units};
     const int64_t steps = (units + step - 1) / step;
     const range r = {steps * slice / slices * step, steps * (slice + 1) / slices * step};
     return (range){r.begin, r.end < units ? r.end : units};
 }
 
-/* The product of columns [begin, end) * gates of a matrix. */
-static fl_product_args product_of(const fl_kernels *k, const fl_matrix *m, int64_t gates, range units) {
-    const int64_t column = units.begin * gates;
-    return (fl_product_args){
-        .depth = m->depth,
-        .vecs = fl_round_up((units.end - units.begin) * gates, k->lanes) / k->lanes,
-        .w = (const char *)m->data + column * m->depth * k->element_bytes,
-    };
+/* Sets part i of a product to columns [begin, end) * gates of a matrix. */
+static void set_columns(fl_product_args *p, int i, const fl_kernels *k, const fl_matrix *m, int64_t gates,
+                        int64_t begin, int64_t end) {
+    p->vecs = ((end - begin) * gates + k->lanes - 1) >> __builtin_ctz((unsigned)k->lanes); /* a power of two */
+    p->part[i].depth = m->depth;
+    p->part[i].w = (const char *)m->data + begin * gates * m->depth * k->element_bytes;
 }
 
 static int64_t whole_step(const fl_scan *s) { return s->layer->kernels->lanes * s->layer->kernels->panel_vecs; }
@@ -132,81 +140,131 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
     const range units = slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * gates * k->element_bytes;
-    fl_product_args p = product_of(k, &s->weights->input, gates, units);
-    p.rows = s->tile_count;
-    p.a = s->x_rows;
+    fl_product_args p = {.rows = s->tile_count, .parts = 1};
+    set_columns(&p, 0, k, &s->weights->input, gates, units.begin, units.end);
+    p.part[0].a = s->x_rows;
     p.start = (const char *)s->weights->bias + first;
     p.out = s->projected + first;
-    p.out_stride = matrix_stride(k, &s->weights->input);
+    p.out_stride = s->projected_stride;
     k->product(&p);
 }
 
-/* One phase of the cell for a slice: tile by tile, the recurrent product and then the update. */
-static void run_phase(const fl_scan *s, int phase, range slice, int64_t worker, bool turned) {
+static bool writes_y(const fl_layer *l, int phase) { return phase == l->cell->phases - 1 && !l->config.proj_size; }
+
+/* Aims a worker's calls at a tile: what does not change from step to step. The state is the product's last part. */
+static void aim(const fl_scan *s, int phase, fl_calls *calls, int64_t begin, int64_t end, int64_t row, int64_t rows) {
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
-    const fl_matrix *m = &s->weights->recurrent[phase];
-    const int64_t size = k->element_bytes, gates = l->cell->phase[phase].gates, all_gates = l->cell->gates;
-    const int64_t step = unit_step(k, gates);
-    const int64_t n = s->active, tallest = n < SCRATCH_ROWS ? n : SCRATCH_ROWS;
-    const int64_t room = SCRATCH_BYTES / size / (gates * step * tallest); /* steps of units in a tile */
-    const int64_t width = most(room, 1) * step;
-    const int64_t scratch_stride = fl_round_up(width * gates, k->lanes);
-    const int64_t fits = s->scratch_bytes / size / scratch_stride, height = fits < tallest ? fits : tallest;
-    const int64_t tiles = (slice.end - slice.begin + width - 1) / width;
-    const bool last = phase == l->cell->phases - 1, to_y = last && !l->config.proj_size;
-    const int64_t projected_stride = matrix_stride(k, &s->weights->input);
-    char *scratch = s->scratch + worker * s->scratch_bytes;
+    const int64_t size = k->element_bytes, gates = l->cell->phase[phase].gates, first = begin * gates * size;
+    calls->row = row;
+    calls->state_bytes = row * l->hidden_stride * size;
+    calls->projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size;
+    fl_product_args *p = &calls->product;
+    p->rows = rows;
+    p->parts = s->fused ? 2 : 1;
+    if (s->fused) {
+        set_columns(p, 0, k, &s->weights->input, gates, begin, end);
+        p->start = (const char *)s->weights->bias + first;
+    }
+    if (l->cell->separate) p->start = (const char *)s->weights->start[phase] + first;
+    p->start_stride = s->fused || l->cell->separate ? 0 : s->projected_stride;
+    set_columns(p, s->fused, k, &s->weights->recurrent[phase], gates, begin, end);
+    fl_cell_args *u = &calls->cell;
+    u->rows = rows;
+    u->begin = begin;
+    u->end = end;
+    u->c = s->c + calls->state_bytes;
+    u->y = writes_y(l, phase) ? s->y_rows + row : NULL;
+}
 
-    fl_cell_args u = {
-        .hidden = l->config.hidden_size,
-        .z = scratch,
-        .z_stride = scratch_stride,
-        .zx_stride = projected_stride,
-        .state_stride = l->hidden_stride,
-        .y_offset = s->y_offset,
-        .peephole = s->weights->peephole,
-        .options = &l->options,
-    };
+/* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
+ * function should not be many. */
+static void run_tile(const fl_scan *s, int phase, fl_calls *calls) {
+    const fl_layer *l = s->layer;
+    const int64_t from = s->parity, state = calls->state_bytes;
+    const char *projected = s->tile + calls->projected_bytes;
+    fl_product_args *p = &calls->product;
+    fl_cell_args *u = &calls->cell;
+    p->part[s->fused].a = (phase == 0 ? s->h_rows[from] : s->between_rows) + calls->row;
+    if (s->fused) p->part[0].a = s->step_x + calls->row;
+    else if (!l->cell->separate) p->start = projected;
+    u->zx = projected;
+    u->h = s->h[from] + state;
+    u->h_out = (u->y ? s->h[from ^ 1] : s->between) + state;
+    u->y_offset = s->y_offset;
+    l->kernels->product(p);
+    l->update[phase](u);
+}
+
+/* The total in shares of at least `least`, as even as can be: a last one of a few vectors would wait for itself. */
+static int64_t even_share(int64_t total, int64_t least) {
+    const int64_t shares = most(total / least, 1);
+    return (total + shares - 1) / shares;
+}
+
+/* Tiles for that many rows; what they have in common is filled in. */
+static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
+    const fl_layer *l = s->layer;
+    const fl_kernels *k = l->kernels;
+    s->active = active;
+    s->fused = fused;
+    const int64_t rows = active < 1 ? 1 : active < SCRATCH_ROWS ? active : SCRATCH_ROWS;
+    for (int i = 0; i < l->cell->phases; i++) {
+        const int64_t gates = l->cell->phase[i].gates, step = unit_step(k, gates);
+        const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
+        fl_tiling *t = &s->tiling[i];
+        int64_t steps = SCRATCH_BYTES / (gates * step * k->element_bytes * rows);
+        /* One row whose weights come from beyond L1: small tiles, so that an update runs while more of them come. */
+        if (active == 1 && depth * gates * l->config.hidden_size * k->element_bytes > L1_WEIGHTS)
+            steps = even_share((l->config.hidden_size + step - 1) / step,
+                               most(k->row_panels * k->panel_vecs * k->lanes / (gates * step), 1));
+        t->width = most(steps, 1) * step; /* whole panels */
+        t->height = s->scratch_bytes / (t->width * gates * k->element_bytes);
+        t->whole = slices == 1 && l->config.hidden_size <= t->width && active <= t->height;
+        for (int64_t w = 0; w < s->workers; w++) {
+            char *scratch = s->scratch + w * s->scratch_bytes;
+            s->calls[2 * w + i] = (fl_calls){
+                .product = {.out = scratch, .out_stride = t->width * gates},
+                .cell = {.hidden = l->config.hidden_size,
+                         .z = scratch,
+                         .z_stride = t->width * gates,
+                         .zx_stride = s->projected_stride,
+                         .state_stride = l->hidden_stride,
+                         .peephole = s->weights->peephole,
+                         .options = &l->options},
+            };
+        }
+        if (t->whole) aim(s, i, &s->calls[i], 0, l->config.hidden_size, 0, active);
+    }
+}
+
+/* One phase of the cell for a slice of units, tile by tile. */
+static void run_phase(const fl_scan *s, int phase, int64_t slice, int64_t slices, int64_t worker) {
+    const fl_tiling *t = &s->tiling[phase];
+    fl_calls *calls = &s->calls[2 * worker + phase];
+    if (t->whole) {
+        run_tile(s, phase, calls);
+        return;
+    }
+    const range units = slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices);
+    const int64_t tiles = (units.end - units.begin + t->width - 1) / t->width;
     for (int64_t i = 0; i < tiles; i++) {
         /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
-        const int64_t begin = slice.begin + (turned ? tiles - 1 - i : i) * width;
-        const range units = {begin, begin + width < slice.end ? begin + width : slice.end};
-        fl_product_args p = product_of(k, m, gates, units);
-        p.out = scratch;
-        p.out_stride = scratch_stride;
-        u.begin = units.begin;
-        u.end = units.end;
-        for (int64_t row = 0; row < n; row += height) {
-            const int64_t projected = ((s->row_in_tile + row) * projected_stride + units.begin * all_gates) * size;
-            const int64_t state = row * l->hidden_stride * size;
-            p.rows = u.rows = n - row < height ? n - row : height;
-            p.a = (phase == 0 ? s->h_rows[s->parity] : s->between_rows) + row;
-            if (l->cell->separate) {
-                p.start = (const char *)s->weights->start[phase] + units.begin * gates * size;
-                u.zx = s->projected + projected;
-            } else {
-                p.start = s->projected + projected;
-                p.start_stride = projected_stride;
-            }
-            u.h = s->h[s->parity] + state;
-            u.h_out = (to_y ? s->h[s->parity ^ 1] : s->between) + state;
-            u.c = s->c + state;
-            u.y = to_y ? s->y_rows + row : NULL;
-            k->product(&p);
-            l->update[phase](&u);
+        const int64_t begin = units.begin + (s->parity ? tiles - 1 - i : i) * t->width;
+        const int64_t end = begin + t->width < units.end ? begin + t->width : units.end;
+        for (int64_t row = 0; row < s->active; row += t->height) {
+            aim(s, phase, calls, begin, end, row, s->active - row < t->height ? s->active - row : t->height);
+            run_tile(s, phase, calls);
         }
     }
 }
 
 static void first_phase(void *context, int64_t slice, int64_t slices, int64_t worker) {
-    const fl_scan *s = context;
-    run_phase(s, 0, slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices), worker, s->parity);
+    run_phase(context, 0, slice, slices, worker);
 }
 
 static void second_phase(void *context, int64_t slice, int64_t slices, int64_t worker) {
-    const fl_scan *s = context;
-    run_phase(s, 1, slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices), worker, s->parity);
+    run_phase(context, 1, slice, slices, worker);
 }
 
 /* h' = W_hr between */
@@ -218,9 +276,9 @@ static void project_output(void *context, int64_t slice, int64_t slices, int64_t
     const range units = slice_of(l->output_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * k->element_bytes;
-    fl_product_args p = product_of(k, &s->weights->projection, 1, units);
-    p.rows = s->active;
-    p.a = s->between_rows;
+    fl_product_args p = {.rows = s->active, .parts = 1};
+    set_columns(&p, 0, k, &s->weights->projection, 1, units.begin, units.end);
+    p.part[0].a = s->between_rows;
     p.start = (const char *)s->weights->zeros + first;
     p.out = s->h[s->parity ^ 1] + first;
     p.out_stride = l->output_stride;
@@ -238,34 +296,42 @@ static int64_t active_at(const fl_rows *rows, int64_t active, int64_t t) {
     return active;
 }
 
-/* Sets x_rows for steps from t on, as many as fit, and projects them; returns how many steps. */
-static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t steps, fl_team *team) {
-    int64_t end = t, active = s->active;
+/* Sets x_rows for steps from t on, as many as fit; returns how many steps. */
+static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t steps, int64_t active) {
+    int64_t end = t;
     s->tile_count = 0;
     for (; end < steps; end++) {
         active = active_at(rows, active, end);
         if (s->tile_count + active > s->tile_rows) break;
         for (int64_t r = 0; r < active; r++) s->x_rows[s->tile_count++] = rows->x[r] + end * rows->x_step_bytes;
     }
-    fl_team_stage(team, project_input, s);
     return end - t;
 }
 
 void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
-    const int64_t steps = rows->count ? rows->steps[0] : 0;
-    int64_t tile_end = 0;
-    s->active = rows->count;
+    const fl_layer *l = s->layer;
+    const int64_t steps = rows->count ? rows->steps[0] : 0, slices = fl_team_slices(team);
+    const int64_t row_bytes = s->projected_stride * l->kernels->element_bytes;
+    int64_t tile_end = 0, active = rows->count;
+    bool fused = false;
     for (int64_t t = 0; t < steps; t++) {
-        s->active = active_at(rows, s->active, t);
+        active = active_at(rows, active, t);
         if (t == tile_end) {
-            tile_end += fill_tile(s, rows, t, steps, team);
-            s->row_in_tile = 0;
+            const int64_t count = fill_tile(s, rows, t, steps, active);
+            tile_end = t + count;
+            fused = !l->cell->separate && !rows->in_place &&
+                    (count == 1 || active >= FUSED_ROWS || s->weights->input.depth <= FUSED_INPUTS);
+            if (!fused) fl_team_stage(team, project_input, s);
+            s->tile = s->projected;
+            s->step_x = s->x_rows;
         }
+        if (active != s->active || fused != s->fused) set_active(s, active, fused, slices);
         s->y_offset = t * rows->y_step;
         fl_team_stage(team, first_phase, s);
-        if (s->layer->cell->phases == 2) fl_team_stage(team, second_phase, s);
-        if (s->layer->config.proj_size) fl_team_stage(team, project_output, s);
-        s->row_in_tile += s->active;
+        if (l->cell->phases == 2) fl_team_stage(team, second_phase, s);
+        if (l->config.proj_size) fl_team_stage(team, project_output, s);
+        s->tile += active * row_bytes;
+        s->step_x += active;
         s->parity ^= 1;
     }
 }

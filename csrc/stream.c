@@ -80,7 +80,8 @@ fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, con
     s->B = B;
     s->memory = memory;
     atomic_flag_clear(&s->busy);
-    for (int64_t i = 0; i < L; i++, memory += scan) fl_scan_init(&s->scan[i], layer, B, 1, 1, memory);
+    for (int64_t i = 0; i < L; i++, memory += scan)
+        fl_scan_init(&s->scan[i], layer, &s->pack->direction[i], B, 1, 1, memory);
     s->initial_h = memory;
     s->initial_c = memory + h_bytes;
     s->x = (const char **)(memory + h_bytes + c_bytes);
@@ -107,7 +108,10 @@ static void take_weights(fl_stream *s) {
     fl_pack_release(s->pack);
     s->pack = pack;
     s->version = version;
-    for (int64_t i = 0; i < s->layer->config.num_layers; i++) s->scan[i].weights = &pack->direction[i];
+    for (int64_t i = 0; i < s->layer->config.num_layers; i++) {
+        s->scan[i].weights = &pack->direction[i];
+        s->scan[i].active = -1; /* what was filled in points to the old ones */
+    }
 }
 
 fl_status fl_stream_step(fl_stream *s, const void *x, void *y) {
@@ -120,7 +124,7 @@ fl_status fl_stream_step(fl_stream *s, const void *x, void *y) {
     take_weights(s);
     const fl_layer *l = s->layer;
     const int64_t size = l->kernels->element_bytes, y_bytes = l->output_size * size;
-    const fl_rows rows = {s->B, s->x, 0, 0, s->steps};
+    fl_rows rows = {s->B, s->x, 0, 0, s->steps, false};
     int64_t x_bytes = l->config.input_size * size;
     const fl_fp_mode mode = fl_fp_begin();
     for (int64_t i = 0; i < l->config.num_layers; i++) {
@@ -130,6 +134,7 @@ fl_status fl_stream_step(fl_stream *s, const void *x, void *y) {
         }
         fl_scan_run(&s->scan[i], &rows, NULL);
         x = y; /* the next layer writes over what it has read */
+        rows.in_place = true;
         x_bytes = y_bytes;
     }
     fl_fp_end(mode);

@@ -141,10 +141,12 @@ void fl_parallel_tasks(int64_t threads, int64_t tasks, void (*fn)(void *, int64_
     if (posted) pool_close();
 }
 
-/* Each worker's flags on a cache line of their own. */
+/* A slice's flags on a cache line of their own: the last stage for which somebody took it, and finished it. Its worker
+ * takes it unless the caller, done with its own, has been faster: a worker that the system does not run holds up
+ * nothing but the slice that it is in. */
 typedef struct seat {
-    _Alignas(64) atomic_bool joined;
-    atomic_llong invited, done; /* the last stage it was counted in for, and finished */
+    _Alignas(64) atomic_llong taken;
+    atomic_llong done;
 } seat;
 
 struct fl_team {
@@ -155,10 +157,15 @@ struct fl_team {
     seat seats[FL_MOST_THREADS];
 };
 
+static bool take_slice(seat *s, long long stage) {
+    long long before = stage - 1;
+    return atomic_compare_exchange_strong_explicit(&s->taken, &before, stage, memory_order_acq_rel,
+                                                   memory_order_relaxed);
+}
+
 static void attend_stages(void *context, int64_t worker) {
     fl_team *team = context;
     seat *mine = &team->seats[worker];
-    atomic_store_explicit(&mine->joined, true, memory_order_release);
     long long last = 0;
     for (int spins = 0;;) {
         const long long stage = atomic_load_explicit(&team->stage, memory_order_acquire);
@@ -169,11 +176,13 @@ static void attend_stages(void *context, int64_t worker) {
         }
         last = stage;
         spins = 0;
-        if (atomic_load_explicit(&mine->invited, memory_order_acquire) != stage) continue;
+        if (!take_slice(mine, stage)) continue;
         team->fn(team->context, worker, team->slices, worker);
         atomic_store_explicit(&mine->done, stage, memory_order_release);
     }
 }
+
+int64_t fl_team_slices(const fl_team *team) { return team ? team->slices : 1; }
 
 void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context) {
     if (!team) {
@@ -181,20 +190,17 @@ void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context) {
         return;
     }
     const long long stage = atomic_load_explicit(&team->stage, memory_order_relaxed) + 1;
-    bool invited[FL_MOST_THREADS];
+    bool theirs[FL_MOST_THREADS];
     team->fn = fn;
     team->context = context;
-    for (int64_t i = 1; i < team->slices; i++) {
-        invited[i] = atomic_load_explicit(&team->seats[i].joined, memory_order_acquire);
-        if (invited[i]) atomic_store_explicit(&team->seats[i].invited, stage, memory_order_release);
-    }
     atomic_store_explicit(&team->stage, stage, memory_order_release);
     fn(context, 0, team->slices, 0);
+    for (int64_t i = 1; i < team->slices; i++) {
+        theirs[i] = !take_slice(&team->seats[i], stage);
+        if (!theirs[i]) fn(context, i, team->slices, 0);
+    }
     for (int64_t i = 1; i < team->slices; i++)
-        if (!invited[i]) fn(context, i, team->slices, 0);
-    for (int64_t i = 1; i < team->slices; i++)
-        for (int spins = 0;
-             invited[i] && atomic_load_explicit(&team->seats[i].done, memory_order_acquire) != stage;)
+        for (int spins = 0; theirs[i] && atomic_load_explicit(&team->seats[i].done, memory_order_acquire) != stage;)
             spin(&spins);
 }
 

@@ -21,21 +21,19 @@ static inline vec vactivate(const fl_activation *f, vec x) {
     case FL_THRESHOLDED_RELU: return vselect(vlt(x, alpha), zero, x);
     case FL_SCALED_TANH: return vmul(alpha, vtanh(vmul(beta, x)));
     case FL_HARD_SIGMOID: {
-        vec y = vfma(alpha, x, beta);
+        const vec y = vfma(alpha, x, beta);
         return vselect(vlt(y, zero), zero, vselect(vlt(one, y), one, y));
     }
-    case FL_ELU: { /* x >= 0 never reaches the exponential's clamp */
-        vec scale, y = vmax(vset(EXP_MIN), x);
-        vec q = vexp_parts(vselect(vlt(zero, y), zero, y), EXP_SHIFT, &scale);
-        vec e = vfma(scale, q, vsub(scale, one));
-        return vselect(vlt(x, zero), vmul(alpha, e), x);
+    case FL_ELU: { /* e^x - 1 = 2 g(x / 2) for x < 0 */
+        const vec g = vexpm1_half(vmul(vset((real)0.5), x));
+        return vselect(vlt(x, zero), vmul(alpha, vadd(g, g)), x);
     }
     case FL_SOFTSIGN: { /* the limit at infinity is 1, not inf / inf */
-        vec size = vmin(vset((real)1e30), vsigned(x, zero));
+        const vec size = vmin(vset((real)1e30), vsigned(x, zero));
         return vsigned(vdiv(size, vadd(one, size)), x);
     }
     case FL_SOFTPLUS: {
-        vec u = vexp_minus(vsigned(x, zero));
+        const vec u = vexp_minus(vsigned(x, zero));
         return vadd(vselect(vlt(x, zero), zero, x), vlog1p(u));
     }
     }

@@ -15,12 +15,18 @@
  * remain, tightly: [gate][unit]. So G gates of H units are G * H columns, and unit u (a block's first) begins at
  * column G * u. */
 
-/* out[r, n] = start[r, n] + sum over k in order of a[r][k] * w[k, n] */
-typedef struct fl_product_args {
-    int64_t rows, depth; /* depth: number of k, at least 1 */
-    int64_t vecs;        /* columns / LANES, rounded up */
+/* out[r, n] = start[r, n] + sum over parts, in each over k in order, of a[r][k] * w[k, n] */
+typedef struct fl_product_part {
+    int64_t depth; /* number of k, at least 1 */
     const void *const *a;
-    const void *w;    /* panels, [panel][k][vec][lane], 64-byte aligned; the last may hold fewer vectors */
+    const void *w; /* panels, [panel][k][vec][lane], 64-byte aligned; the last may hold fewer vectors */
+} fl_product_part;
+
+typedef struct fl_product_args {
+    int64_t rows;
+    int64_t vecs;  /* columns / LANES, rounded up */
+    int64_t parts; /* 1, or 2: input and state at once */
+    fl_product_part part[2];
     const void *start;
     int64_t start_stride; /* 0: one row for all */
     void *out;            /* [rows, out_stride]; may be start itself */

@@ -5,10 +5,10 @@
  *   vload(p) vstore(p, a)            any alignment
  *   vload_part(p, n), vstore_part(p, n, a)   the first n < LANES lanes (other lanes: read as 0, not written)
  *   vadd vsub vmul vdiv              IEEE, exact division
- *   vfma(a, b, c)                    a * b + c, rounded once
+ *   vfma(a, b, c) vnfma(a, b, c)     a * b + c, c - a * b, rounded once
  *   vmin(a, b) vmax(a, b)            NaN in b is kept: constants come first
  *   vsigned(size, sign)              size with the sign bit of sign
- *   vpow2(t)                         2^n for t = n + EXP_SHIFT, see math_template.h
+ *   vpow2(t)                         2^n for t = n + EXP_SHIFT (math_template.h)
  *   vlt(a, b) vselect(m, a, b)       a < b (false for NaN); a where m, else b
  *
  * Every operation gives the same bits on every path, NaN payloads excepted: that is all that promise rests on.
@@ -34,6 +34,7 @@
 #define vmul FL_NAME(simd_mul)
 #define vdiv FL_NAME(simd_div)
 #define vfma FL_NAME(simd_fma)
+#define vnfma FL_NAME(simd_nfma)
 #define vmin FL_NAME(simd_min)
 #define vmax FL_NAME(simd_max)
 #define vsigned FL_NAME(simd_signed)

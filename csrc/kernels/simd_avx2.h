@@ -30,6 +30,7 @@ static inline vec_f32 simd_sub_f32(vec_f32 a, vec_f32 b) { return _mm256_sub_ps(
 static inline vec_f32 simd_mul_f32(vec_f32 a, vec_f32 b) { return _mm256_mul_ps(a, b); }
 static inline vec_f32 simd_div_f32(vec_f32 a, vec_f32 b) { return _mm256_div_ps(a, b); }
 static inline vec_f32 simd_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec_f32 simd_nfma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fnmadd_ps(a, b, c); }
 static inline vec_f32 simd_min_f32(vec_f32 a, vec_f32 b) { return _mm256_min_ps(a, b); }
 static inline vec_f32 simd_max_f32(vec_f32 a, vec_f32 b) { return _mm256_max_ps(a, b); }
 static inline vec_f32 simd_signed_f32(vec_f32 size, vec_f32 sign) {
@@ -37,8 +38,7 @@ static inline vec_f32 simd_signed_f32(vec_f32 size, vec_f32 sign) {
     return _mm256_or_ps(_mm256_andnot_ps(bit, size), _mm256_and_ps(bit, sign));
 }
 static inline vec_f32 simd_pow2_f32(vec_f32 t) {
-    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return _mm256_blendv_ps(b, a, m); }
@@ -64,6 +64,7 @@ static inline vec_f64 simd_sub_f64(vec_f64 a, vec_f64 b) { return _mm256_sub_pd(
 static inline vec_f64 simd_mul_f64(vec_f64 a, vec_f64 b) { return _mm256_mul_pd(a, b); }
 static inline vec_f64 simd_div_f64(vec_f64 a, vec_f64 b) { return _mm256_div_pd(a, b); }
 static inline vec_f64 simd_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
+static inline vec_f64 simd_nfma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fnmadd_pd(a, b, c); }
 static inline vec_f64 simd_min_f64(vec_f64 a, vec_f64 b) { return _mm256_min_pd(a, b); }
 static inline vec_f64 simd_max_f64(vec_f64 a, vec_f64 b) { return _mm256_max_pd(a, b); }
 static inline vec_f64 simd_signed_f64(vec_f64 size, vec_f64 sign) {
@@ -71,8 +72,7 @@ static inline vec_f64 simd_signed_f64(vec_f64 size, vec_f64 sign) {
     return _mm256_or_pd(_mm256_andnot_pd(bit, size), _mm256_and_pd(bit, sign));
 }
 static inline vec_f64 simd_pow2_f64(vec_f64 t) {
-    __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(t), 52);
-    return _mm256_castsi256_pd(_mm256_add_epi64(n, _mm256_set1_epi64x(0x3ff0000000000000)));
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52));
 }
 static inline vmask_f64 simd_lt_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
 static inline vec_f64 simd_select_f64(vmask_f64 m, vec_f64 a, vec_f64 b) { return _mm256_blendv_pd(b, a, m); }

@@ -5,7 +5,7 @@
 /* 32 registers: 6 x 4 accumulators, four weights and a broadcast. */
 #define FL_TILE_ROWS 6
 #define FL_PANEL_VECS 4
-#define FL_ROW_PANELS 3 /* one row: 12 accumulators hide the latency of the multiply-add */
+#define FL_ROW_PANELS 2 /* one row: 8 accumulators hide the latency of the multiply-add */
 
 typedef __m512 vec_f32;
 typedef __mmask16 vmask_f32;
@@ -27,6 +27,7 @@ static inline vec_f32 simd_sub_f32(vec_f32 a, vec_f32 b) { return _mm512_sub_ps(
 static inline vec_f32 simd_mul_f32(vec_f32 a, vec_f32 b) { return _mm512_mul_ps(a, b); }
 static inline vec_f32 simd_div_f32(vec_f32 a, vec_f32 b) { return _mm512_div_ps(a, b); }
 static inline vec_f32 simd_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec_f32 simd_nfma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fnmadd_ps(a, b, c); }
 static inline vec_f32 simd_min_f32(vec_f32 a, vec_f32 b) { return _mm512_min_ps(a, b); }
 static inline vec_f32 simd_max_f32(vec_f32 a, vec_f32 b) { return _mm512_max_ps(a, b); }
 static inline vec_f32 simd_signed_f32(vec_f32 size, vec_f32 sign) {
@@ -35,8 +36,7 @@ static inline vec_f32 simd_signed_f32(vec_f32 size, vec_f32 sign) {
         _mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign), _mm512_castps_si512(size), 0xCA));
 }
 static inline vec_f32 simd_pow2_f32(vec_f32 t) {
-    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f800000)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23));
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return _mm512_mask_blend_ps(m, b, a); }
@@ -60,6 +60,7 @@ static inline vec_f64 simd_sub_f64(vec_f64 a, vec_f64 b) { return _mm512_sub_pd(
 static inline vec_f64 simd_mul_f64(vec_f64 a, vec_f64 b) { return _mm512_mul_pd(a, b); }
 static inline vec_f64 simd_div_f64(vec_f64 a, vec_f64 b) { return _mm512_div_pd(a, b); }
 static inline vec_f64 simd_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
+static inline vec_f64 simd_nfma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fnmadd_pd(a, b, c); }
 static inline vec_f64 simd_min_f64(vec_f64 a, vec_f64 b) { return _mm512_min_pd(a, b); }
 static inline vec_f64 simd_max_f64(vec_f64 a, vec_f64 b) { return _mm512_max_pd(a, b); }
 static inline vec_f64 simd_signed_f64(vec_f64 size, vec_f64 sign) {
@@ -68,8 +69,7 @@ static inline vec_f64 simd_signed_f64(vec_f64 size, vec_f64 sign) {
         _mm512_ternarylogic_epi64(bit, _mm512_castpd_si512(sign), _mm512_castpd_si512(size), 0xCA));
 }
 static inline vec_f64 simd_pow2_f64(vec_f64 t) {
-    __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(t), 52);
-    return _mm512_castsi512_pd(_mm512_add_epi64(n, _mm512_set1_epi64(0x3ff0000000000000)));
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52));
 }
 static inline vmask_f64 simd_lt_f64(vec_f64 a, vec_f64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 static inline vec_f64 simd_select_f64(vmask_f64 m, vec_f64 a, vec_f64 b) { return _mm512_mask_blend_pd(m, b, a); }

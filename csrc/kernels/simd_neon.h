@@ -29,14 +29,14 @@ static inline vec_f32 simd_sub_f32(vec_f32 a, vec_f32 b) { return vsubq_f32(a, b
 static inline vec_f32 simd_mul_f32(vec_f32 a, vec_f32 b) { return vmulq_f32(a, b); }
 static inline vec_f32 simd_div_f32(vec_f32 a, vec_f32 b) { return vdivq_f32(a, b); }
 static inline vec_f32 simd_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
+static inline vec_f32 simd_nfma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmsq_f32(c, a, b); }
 static inline vec_f32 simd_min_f32(vec_f32 a, vec_f32 b) { return vminq_f32(a, b); }
 static inline vec_f32 simd_max_f32(vec_f32 a, vec_f32 b) { return vmaxq_f32(a, b); }
 static inline vec_f32 simd_signed_f32(vec_f32 size, vec_f32 sign) {
     return vbslq_f32(vdupq_n_u32(0x80000000u), sign, size);
 }
 static inline vec_f32 simd_pow2_f32(vec_f32 t) {
-    uint32x4_t n = vshlq_n_u32(vreinterpretq_u32_f32(t), 23);
-    return vreinterpretq_f32_u32(vaddq_u32(n, vdupq_n_u32(0x3f800000)));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(t), 23));
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return vcltq_f32(a, b); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return vbslq_f32(m, a, b); }
@@ -60,14 +60,14 @@ static inline vec_f64 simd_sub_f64(vec_f64 a, vec_f64 b) { return vsubq_f64(a, b
 static inline vec_f64 simd_mul_f64(vec_f64 a, vec_f64 b) { return vmulq_f64(a, b); }
 static inline vec_f64 simd_div_f64(vec_f64 a, vec_f64 b) { return vdivq_f64(a, b); }
 static inline vec_f64 simd_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
+static inline vec_f64 simd_nfma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmsq_f64(c, a, b); }
 static inline vec_f64 simd_min_f64(vec_f64 a, vec_f64 b) { return vminq_f64(a, b); }
 static inline vec_f64 simd_max_f64(vec_f64 a, vec_f64 b) { return vmaxq_f64(a, b); }
 static inline vec_f64 simd_signed_f64(vec_f64 size, vec_f64 sign) {
     return vbslq_f64(vdupq_n_u64(0x8000000000000000u), sign, size);
 }
 static inline vec_f64 simd_pow2_f64(vec_f64 t) {
-    uint64x2_t n = vshlq_n_u64(vreinterpretq_u64_f64(t), 52);
-    return vreinterpretq_f64_u64(vaddq_u64(n, vdupq_n_u64(0x3ff0000000000000)));
+    return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(t), 52));
 }
 static inline vmask_f64 simd_lt_f64(vec_f64 a, vec_f64 b) { return vcltq_f64(a, b); }
 static inline vec_f64 simd_select_f64(vmask_f64 m, vec_f64 a, vec_f64 b) { return vbslq_f64(m, a, b); }

@@ -33,17 +33,14 @@ typedef uint64_t bits_f64;
 #define FL_DTYPE f32
 #define SIGN_BIT 0x80000000u
 #define MANTISSA_BITS 23
-#define ONE_BITS 0x3f800000u
 #include "simd_portable_template.h"
 #undef FL_DTYPE
 #undef SIGN_BIT
 #undef MANTISSA_BITS
-#undef ONE_BITS
 
 #define FL_DTYPE f64
 #define SIGN_BIT 0x8000000000000000u
 #define MANTISSA_BITS 52
-#define ONE_BITS 0x3ff0000000000000u
 #include "simd_portable_template.h"
 #undef FL_DTYPE
 

@@ -59,6 +59,11 @@ static inline vec vfma(vec a, vec b, vec c) {
     return c;
 }
 
+static inline vec vnfma(vec a, vec b, vec c) {
+    EACH_LANE c.at[i] = FL_NAME(FMA)(-a.at[i], b.at[i], c.at[i]);
+    return c;
+}
+
 static inline vec vmin(vec a, vec b) {
     EACH_LANE a.at[i] = a.at[i] < b.at[i] ? a.at[i] : b.at[i];
     return a;
@@ -81,7 +86,7 @@ static inline vec vsigned(vec size, vec sign) {
 static inline vec vpow2(vec t) {
     bits n[LANES];
     memcpy(n, &t, sizeof n);
-    EACH_LANE n[i] = (n[i] << MANTISSA_BITS) + ONE_BITS;
+    EACH_LANE n[i] <<= MANTISSA_BITS;
     memcpy(&t, n, sizeof n);
     return t;
 }
