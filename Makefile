@@ -1,0 +1,173 @@
+# One command for each thing; `make help` lists them. Each sets up what it needs: virtual environments under .venv*,
+# everything else under build/.
+
+PYTHON ?= python3
+CLANG ?= clang
+CLANG_FORMAT ?= clang-format
+AARCH64_CC ?= aarch64-linux-gnu-gcc
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+# Of pyproject.toml: `make test EXTRAS=test,torch,onnx` compares with PyTorch, ONNX and ONNX Runtime too.
+EXTRAS ?= test
+# Arguments for pytest, the benchmark or the demo: `make test ARGS="-k stream -x"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo build test test-c strict asan asan-python tsan neon ulp coverage bench bench-smoke peers lint \
+	format typecheck dist clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+# --- Python -----------------------------------------------------------------------------------------------------
+
+PIP := -m pip --disable-pip-version-check
+comma := ,
+TEST_VENV = .venv-test/.made-$(subst $(comma),-,$(EXTRAS))
+SOURCES := $(wildcard setup.py pyproject.toml csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*.inc fastlstm/*.py*)
+
+define venv # path, what to install
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP) install -q $(2)
+endef
+
+.venv/.built: $(SOURCES)
+	$(call venv,.venv,-e .)
+	@touch $@
+
+build: .venv/.built ## the package in .venv, editable
+
+demo: build ## install, then read a real text with the model that comes along
+	@.venv/bin/fastlstm demo $(ARGS)
+
+.venv-test/bin/python:
+	$(PYTHON) -m venv .venv-test
+
+# Built afresh: no module that an earlier build left behind gets into the wheel.
+build/wheel/.built: $(SOURCES) $(wildcard fastlstm/_bench/*.py fastlstm/data/*) | .venv-test/bin/python
+	rm -rf build/lib build/lib.* build/wheel
+	.venv-test/bin/python $(PIP) wheel -q --no-deps -w build/wheel .
+	@touch $@
+
+$(TEST_VENV): build/wheel/.built
+	.venv-test/bin/python $(PIP) install -q --force-reinstall --no-deps build/wheel/*.whl
+	.venv-test/bin/python $(PIP) install -q "$$(echo build/wheel/*.whl)[$(EXTRAS)]"
+	@touch $@
+
+# From outside the source tree, against the wheel: what is tested is what users install.
+test: $(TEST_VENV) ## the tests, against the installed wheel in a virtual environment of its own
+	@mkdir -p build/outside
+	cd build/outside && FASTLSTM_TEST_INSTALLED=1 ../../.venv-test/bin/pytest -q $(CURDIR)/tests $(ARGS)
+
+# --- C ----------------------------------------------------------------------------------------------------------
+
+CORE := $(wildcard csrc/*.c csrc/kernels/*.c)
+CORE_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h csrc/kernels/*.inc)
+C_FILES := $(CORE) $(filter %.h,$(CORE_HEADERS)) $(wildcard tests/c/*.[ch] bench/*.c)
+WARNINGS := -std=c11 -Wall -Wextra -Werror
+# All of tests/c but the exhaustive one, which has a target of its own.
+C_TESTS := $(filter-out ulp,$(basename $(notdir $(wildcard tests/c/*.c))))
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+# The core as a library, and the programs of tests/c with it, in several flavours side by side.
+define flavour # name, compiler, flags
+build/c/$(1)/core/%.o: csrc/%.c $$(CORE_HEADERS) Makefile
+	@mkdir -p $$(@D)
+	$(2) $$(WARNINGS) $(3) -Icsrc -c $$< -o $$@
+build/c/$(1)/libfastlstm.a: $$(CORE:csrc/%.c=build/c/$(1)/core/%.o)
+	rm -f $$@ && ar rcs $$@ $$^
+build/c/$(1)/%: tests/c/%.c $$(wildcard tests/c/*.h) build/c/$(1)/libfastlstm.a
+	$(2) $$(WARNINGS) $(3) -Icsrc $$< build/c/$(1)/libfastlstm.a -pthread -lm -o $$@
+build/c/$(1)/%: bench/%.c build/c/$(1)/libfastlstm.a
+	$(2) $$(WARNINGS) $(3) -Icsrc $$< build/c/$(1)/libfastlstm.a -pthread -lm -o $$@
+endef
+$(eval $(call flavour,plain,$(CC),-O2 -g))
+$(eval $(call flavour,asan,$(CC),-O1 -g $(SANITIZE)))
+$(eval $(call flavour,tsan,$(CC),-O1 -g -fsanitize=thread))
+$(eval $(call flavour,neon,$(AARCH64_CC),-O2 -g))
+$(eval $(call flavour,coverage,$(CC),-O0 -g --coverage))
+programs = $(C_TESTS:%=build/c/$(1)/%)
+run_each = @set -e; for program in $(1); do echo "$$program"; $$program; done
+
+strict: ## the C files alone, no build system, gcc and clang, all warnings are errors; no symbol without fl_
+	@mkdir -p build/c/strict
+	@set -e; for cc in $(CC) $(CLANG); do \
+	    library=build/c/strict/libfastlstm-$$(basename $$cc).so; \
+	    (set -x; $$cc -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $$library \
+	        csrc/*.c csrc/kernels/*.c -pthread -lm); \
+	    strays=$$(nm -D --defined-only $$library | awk '$$2 ~ /[A-Z]/ && $$3 !~ /^(fl_|_init$$|_fini$$)/ { print $$3 }'); \
+	    test -z "$$strays" || { echo "without fl_: $$strays"; exit 1; }; \
+	done
+
+test-c: $(call programs,plain) ## the C programs of tests/c
+	$(call run_each,$^)
+
+asan: $(call programs,asan) ## the same under AddressSanitizer and UBSan
+	$(call run_each,$^)
+
+tsan: $(filter %threads %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
+	$(call run_each,$^)
+
+# The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
+asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
+	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"
+	CFLAGS="-O1 -g $(SANITIZE)" LDFLAGS="$(SANITIZE)" .venv-test/bin/python setup.py -q build \
+	    --build-base build/asan --build-lib build/asan/lib
+	mkdir -p build/outside
+	cd build/outside && PYTHONPATH=$(CURDIR)/build/asan/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	    ../../.venv-test/bin/python -c "import sys, pytest; sys.modules['torch'] = None; sys.exit(pytest.main())" \
+	    -q $(CURDIR)/tests $(ASAN_TESTS) $(ARGS)
+
+neon: build/c/neon/vectors build/c/plain/vectors ## the core for aarch64 under qemu: the same bits as here
+	build/c/plain/vectors > build/c/plain/vectors.txt
+	$(QEMU) build/c/neon/vectors > build/c/neon/vectors.txt
+	cmp build/c/plain/vectors.txt build/c/neon/vectors.txt
+
+ulp: build/c/plain/ulp ## sigmoid and tanh over all 2^32 floats
+	build/c/plain/ulp
+
+coverage: $(call programs,coverage) ## lines of the core that the C programs run, by gcov
+	find build/c/coverage -name '*.gcda' -delete
+	$(call run_each,$^)
+	@cd build/c/coverage && gcov -n $$(find core -name '*.gcda') | \
+	    awk -F"'" '/^File/ { file = $$2 } /^Lines executed/ && file ~ /csrc/ { print file ": " $$0 }' | sort
+
+# --- benchmark, tools --------------------------------------------------------------------------------------------
+
+.venv-bench/.made: pyproject.toml
+	$(call venv,.venv-bench,-e ".[test,bench]")
+	@touch $@
+
+peers: .venv-bench/.made ## .venv-bench with torch, onnxruntime and OpenVINO, for the benchmark
+
+bench: peers ## measure the whole grid against NumPy and the peers (an hour; wants a quiet machine)
+	.venv-bench/bin/python $(PIP) install -q --no-deps -e .
+	.venv-bench/bin/python bench/run.py $(ARGS)
+
+bench-smoke: build ## a few rows of the benchmark in seconds: that it runs, not how fast
+	.venv/bin/fastlstm bench --smoke --out build/bench $(ARGS)
+
+.venv-lint/.made: pyproject.toml
+	$(call venv,.venv-lint,"ruff>=0.12" "mypy>=1.15" "numpy>=2" safetensors)
+	@touch $@
+
+lint: .venv-lint/.made ## ruff on the Python files, clang-format on the C files
+	.venv-lint/bin/ruff check .
+	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+
+typecheck: .venv-lint/.made ## mypy --strict on the package
+	.venv-lint/bin/mypy
+
+format: .venv-lint/.made ## sort imports; lay out the C files as .clang-format says
+	.venv-lint/bin/ruff check --fix .
+	$(CLANG_FORMAT) -i $(C_FILES)
+
+dist: | .venv-test/bin/python ## the sdist, and from it the wheel
+	.venv-test/bin/python $(PIP) install -q build
+	rm -rf build/lib build/lib.* dist
+	.venv-test/bin/python -m build -o dist .
+
+clean: ## remove all that was made, the virtual environments too
+	rm -rf build dist .venv .venv-* fastlstm.egg-info fastlstm/_core.c fastlstm/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
