@@ -3,7 +3,6 @@
 
 PYTHON ?= python3
 CLANG ?= clang
-CLANG_FORMAT ?= clang-format
 AARCH64_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 # Of pyproject.toml: `make test EXTRAS=test,torch,onnx` compares with PyTorch, ONNX and ONNX Runtime too.
@@ -149,19 +148,19 @@ bench-smoke: build ## a few rows of the benchmark in seconds: that it runs, not 
 	.venv/bin/fastlstm bench --smoke --out build/bench $(ARGS)
 
 .venv-lint/.made: pyproject.toml
-	$(call venv,.venv-lint,"ruff>=0.12" "mypy>=1.15" "numpy>=2" safetensors)
+	$(call venv,.venv-lint,ruff==0.17.5 clang-format==23.1.5 "mypy>=1.15" "numpy>=2" safetensors)
 	@touch $@
 
 lint: .venv-lint/.made ## ruff on the Python files, clang-format on the C files
 	.venv-lint/bin/ruff check .
-	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+	.venv-lint/bin/clang-format --dry-run -Werror $(C_FILES)
 
 typecheck: .venv-lint/.made ## mypy --strict on the package
 	.venv-lint/bin/mypy
 
 format: .venv-lint/.made ## sort imports; lay out the C files as .clang-format says
 	.venv-lint/bin/ruff check --fix .
-	$(CLANG_FORMAT) -i $(C_FILES)
+	.venv-lint/bin/clang-format -i $(C_FILES)
 
 dist: | .venv-test/bin/python ## the sdist, and from it the wheel
 	.venv-test/bin/python $(PIP) install -q build
