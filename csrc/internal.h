@@ -100,7 +100,6 @@ void fl_parallel_tasks(int64_t threads, int64_t tasks, void (*fn)(void *context,
 void fl_parallel_stages(int64_t threads, void (*body)(void *context, fl_team *team), void *context);
 /* Runs fn on every slice, and returns when all are done. A NULL team is one slice. */
 void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context);
-int64_t fl_team_slices(const fl_team *team);
 
 typedef enum fl_split { FL_SPLIT_AUTO = -1, FL_SPLIT_NONE = 0, FL_SPLIT_BATCH = 1, FL_SPLIT_UNITS = 2 } fl_split;
 /* For tests: take this split whatever the size; what the calling thread's last fl_forward took. */
@@ -109,16 +108,17 @@ FL_API fl_split fl_last_split(void);
 fl_split fl_forced_split(void);
 
 /* --- scan.c: one direction of one layer over time --- */
-/* A worker's calls of one phase, and where its tile lies. */
+/* The calls for one tile of a phase, filled in but for what changes from step to step. */
 typedef struct fl_calls {
     fl_product_args product;
     fl_cell_args cell;
-    int64_t row, state_bytes, projected_bytes; /* the tile's offsets */
+    int64_t row, state_bytes, projected_bytes; /* where the tile begins */
 } fl_calls;
 
+/* The tiles of a phase, for `active` rows: units outside, rows inside. */
 typedef struct fl_tiling {
-    int64_t width, height; /* units and rows of a tile */
-    bool whole;            /* one tile, which the calls are aimed at already */
+    int64_t width, across, down; /* units of a tile; tiles of units, of rows */
+    fl_calls *calls;             /* [across][down] */
 } fl_tiling;
 
 typedef struct fl_scan {
@@ -131,8 +131,7 @@ typedef struct fl_scan {
     char *between;     /* [rows, hidden stride]: what the second phase or the projection multiplies */
     char *projected;   /* [tile rows, gates] */
     char *scratch;     /* [workers][...]: pre-activations of a tile, which stay in L1 */
-    int64_t scratch_bytes, workers;
-    fl_calls *calls; /* [workers][2] */
+    int64_t scratch_bytes;
     const void **h_rows[2], **between_rows, **x_rows;
     void **y_rows;
     int64_t projected_stride;

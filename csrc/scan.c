@@ -17,6 +17,7 @@ enum {
     FUSED_ROWS = 24, /* a step of so many rows has the peak without the help of others */
     FUSED_INPUTS = 4,
     L1_WEIGHTS = 28 << 10,
+    ROW_COLUMNS = 64, /* of a tile of one row, with weights from beyond L1 */
 };
 
 /* Units of a slice or tile begin at multiples of this: `gates` gates of them fill whole blocks and whole panels. */
@@ -42,6 +43,20 @@ static void *take(arena *a, int64_t bytes) {
 
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Elements of scratch that a row of the narrowest tile takes. */
+static int64_t step_columns(const fl_layer *l, int phase) {
+    const int64_t gates = l->cell->phase[phase].gates;
+    return gates * unit_step(l->kernels, gates);
+}
+
+/* The narrowest tiles are the most: wider ones take all rows. */
+static int64_t most_tiles(const fl_scan *s, int phase) {
+    const fl_layer *l = s->layer;
+    const int64_t step = unit_step(l->kernels, l->cell->phase[phase].gates);
+    const int64_t height = s->scratch_bytes / (step_columns(l, phase) * l->kernels->element_bytes);
+    return ((l->config.hidden_size + step - 1) / step) * ((s->rows + height - 1) / height);
+}
+
 static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers, void *memory) {
     const fl_kernels *k = layer->kernels;
     const int64_t size = k->element_bytes, gates = layer->cell->gates;
@@ -58,8 +73,8 @@ static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t 
     /* A tile has at least one step of units for six rows, and up to SCRATCH_BYTES. */
     s->scratch_bytes = most(SCRATCH_BYTES, 6 * gates * k->panel_vecs * k->lanes * size);
     s->scratch = take(&a, workers * s->scratch_bytes);
-    s->workers = workers;
-    s->calls = take(&a, workers * 2 * (int64_t)sizeof(fl_calls));
+    for (int i = 0; i < layer->cell->phases; i++)
+        s->tiling[i].calls = take(&a, most_tiles(s, i) * (int64_t)sizeof(fl_calls));
     for (int i = 0; i < 2; i++) s->h_rows[i] = take(&a, rows * (int64_t)sizeof(void *));
     s->between_rows = take(&a, rows * (int64_t)sizeof(void *));
     s->x_rows = take(&a, s->tile_rows * (int64_t)sizeof(void *));
@@ -151,40 +166,49 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
 
 static bool writes_y(const fl_layer *l, int phase) { return phase == l->cell->phases - 1 && !l->config.proj_size; }
 
-/* Aims a worker's calls at a tile: what does not change from step to step. The state is the product's last part. */
-static void aim(const fl_scan *s, int phase, fl_calls *calls, int64_t begin, int64_t end, int64_t row, int64_t rows) {
+/* Fills in the calls of a tile. The state is the product's last part. */
+static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t begin, int64_t end, int64_t row,
+                       int64_t rows) {
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
     const int64_t size = k->element_bytes, gates = l->cell->phase[phase].gates, first = begin * gates * size;
-    calls->row = row;
-    calls->state_bytes = row * l->hidden_stride * size;
-    calls->projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size;
+    const int64_t state = row * l->hidden_stride * size, z_stride = s->tiling[phase].width * gates;
+    *calls = (fl_calls){
+        .row = row,
+        .state_bytes = state,
+        .projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size,
+        .product = {.rows = rows, .parts = s->fused ? 2 : 1, .out_stride = z_stride},
+        .cell = {.rows = rows,
+                 .hidden = l->config.hidden_size,
+                 .begin = begin,
+                 .end = end,
+                 .z_stride = z_stride,
+                 .zx_stride = s->projected_stride,
+                 .c = s->c + state,
+                 .state_stride = l->hidden_stride,
+                 .y = writes_y(l, phase) ? s->y_rows + row : NULL,
+                 .peephole = s->weights->peephole,
+                 .options = &l->options},
+    };
     fl_product_args *p = &calls->product;
-    p->rows = rows;
-    p->parts = s->fused ? 2 : 1;
     if (s->fused) {
         set_columns(p, 0, k, &s->weights->input, gates, begin, end);
         p->start = (const char *)s->weights->bias + first;
-    }
-    if (l->cell->separate) p->start = (const char *)s->weights->start[phase] + first;
-    p->start_stride = s->fused || l->cell->separate ? 0 : s->projected_stride;
+    } else if (l->cell->separate) p->start = (const char *)s->weights->start[phase] + first;
+    else p->start_stride = s->projected_stride;
     set_columns(p, s->fused, k, &s->weights->recurrent[phase], gates, begin, end);
-    fl_cell_args *u = &calls->cell;
-    u->rows = rows;
-    u->begin = begin;
-    u->end = end;
-    u->c = s->c + calls->state_bytes;
-    u->y = writes_y(l, phase) ? s->y_rows + row : NULL;
 }
 
 /* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
  * function should not be many. */
-static void run_tile(const fl_scan *s, int phase, fl_calls *calls) {
+static void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch) {
     const fl_layer *l = s->layer;
     const int64_t from = s->parity, state = calls->state_bytes;
     const char *projected = s->tile + calls->projected_bytes;
     fl_product_args *p = &calls->product;
     fl_cell_args *u = &calls->cell;
+    p->out = scratch;
+    u->z = scratch;
     p->part[s->fused].a = (phase == 0 ? s->h_rows[from] : s->between_rows) + calls->row;
     if (s->fused) p->part[0].a = s->step_x + calls->row;
     else if (!l->cell->separate) p->start = projected;
@@ -198,65 +222,48 @@ static void run_tile(const fl_scan *s, int phase, fl_calls *calls) {
 
 /* The total in shares of at least `least`, as even as can be: a last one of a few vectors would wait for itself. */
 static int64_t even_share(int64_t total, int64_t least) {
-    const int64_t shares = most(total / least, 1);
+    const int64_t shares = most(total / most(least, 1), 1);
     return (total + shares - 1) / shares;
 }
 
-/* Tiles for that many rows; what they have in common is filled in. */
-static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
+/* Chooses the tiles for that many rows and fills in their calls. */
+static void set_active(fl_scan *s, int64_t active, bool fused) {
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
+    const int64_t H = l->config.hidden_size;
     s->active = active;
     s->fused = fused;
-    const int64_t rows = active < 1 ? 1 : active < SCRATCH_ROWS ? active : SCRATCH_ROWS;
-    for (int i = 0; i < l->cell->phases; i++) {
-        const int64_t gates = l->cell->phase[i].gates, step = unit_step(k, gates);
-        const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
+    for (int i = 0; i < l->cell->phases && active > 0; i++) {
+        const int64_t step = unit_step(k, l->cell->phase[i].gates);
+        const int64_t room = s->scratch_bytes / (step_columns(l, i) * k->element_bytes); /* rows, one step wide */
+        const int64_t height = active < room ? active : room;
         fl_tiling *t = &s->tiling[i];
-        int64_t steps = SCRATCH_BYTES / (gates * step * k->element_bytes * rows);
-        /* One row whose weights come from beyond L1: small tiles, so that an update runs while more of them come. */
-        if (active == 1 && depth * gates * l->config.hidden_size * k->element_bytes > L1_WEIGHTS)
-            steps = even_share((l->config.hidden_size + step - 1) / step,
-                               most(k->row_panels * k->panel_vecs * k->lanes / (gates * step), 1));
-        t->width = most(steps, 1) * step; /* whole panels */
-        t->height = s->scratch_bytes / (t->width * gates * k->element_bytes);
-        t->whole = slices == 1 && l->config.hidden_size <= t->width && active <= t->height;
-        for (int64_t w = 0; w < s->workers; w++) {
-            char *scratch = s->scratch + w * s->scratch_bytes;
-            s->calls[2 * w + i] = (fl_calls){
-                .product = {.out = scratch, .out_stride = t->width * gates},
-                .cell = {.hidden = l->config.hidden_size,
-                         .z = scratch,
-                         .z_stride = t->width * gates,
-                         .zx_stride = s->projected_stride,
-                         .state_stride = l->hidden_stride,
-                         .peephole = s->weights->peephole,
-                         .options = &l->options},
-            };
+        t->width = room / height * step;
+        /* One row whose weights come from beyond L1: small tiles, so that an update runs while the next tile's come. */
+        const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
+        if (active == 1 && depth * H * l->cell->phase[i].gates * k->element_bytes > L1_WEIGHTS)
+            t->width = even_share((H + step - 1) / step, ROW_COLUMNS / step_columns(l, i)) * step;
+        t->across = (H + t->width - 1) / t->width;
+        t->down = (active + height - 1) / height;
+        for (int64_t j = 0; j < t->across * t->down; j++) {
+            const int64_t begin = j / t->down * t->width, row = j % t->down * height;
+            fill_calls(s, i, &t->calls[j], begin, begin + t->width < H ? begin + t->width : H, row,
+                       row + height < active ? height : active - row);
         }
-        if (t->whole) aim(s, i, &s->calls[i], 0, l->config.hidden_size, 0, active);
     }
 }
 
 /* One phase of the cell for a slice of units, tile by tile. */
 static void run_phase(const fl_scan *s, int phase, int64_t slice, int64_t slices, int64_t worker) {
     const fl_tiling *t = &s->tiling[phase];
-    fl_calls *calls = &s->calls[2 * worker + phase];
-    if (t->whole) {
-        run_tile(s, phase, calls);
-        return;
-    }
-    const range units = slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices);
-    const int64_t tiles = (units.end - units.begin + t->width - 1) / t->width;
-    for (int64_t i = 0; i < tiles; i++) {
-        /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
-        const int64_t begin = units.begin + (s->parity ? tiles - 1 - i : i) * t->width;
-        const int64_t end = begin + t->width < units.end ? begin + t->width : units.end;
-        for (int64_t row = 0; row < s->active; row += t->height) {
-            aim(s, phase, calls, begin, end, row, s->active - row < t->height ? s->active - row : t->height);
-            run_tile(s, phase, calls);
-        }
-    }
+    char *scratch = s->scratch + worker * s->scratch_bytes;
+    const int64_t first = slices == 1 ? 0 : t->across * slice / slices * t->down;
+    const int64_t last = (slices == 1 ? t->across : t->across * (slice + 1) / slices) * t->down;
+    /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
+    if (s->parity)
+        for (int64_t j = last; j-- > first;) run_tile(s, phase, &t->calls[j], scratch);
+    else
+        for (int64_t j = first; j < last; j++) run_tile(s, phase, &t->calls[j], scratch);
 }
 
 static void first_phase(void *context, int64_t slice, int64_t slices, int64_t worker) {
@@ -310,7 +317,7 @@ static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t ste
 
 void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
     const fl_layer *l = s->layer;
-    const int64_t steps = rows->count ? rows->steps[0] : 0, slices = fl_team_slices(team);
+    const int64_t steps = rows->count ? rows->steps[0] : 0;
     const int64_t row_bytes = s->projected_stride * l->kernels->element_bytes;
     int64_t tile_end = 0, active = rows->count;
     bool fused = false;
@@ -325,7 +332,7 @@ void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
             s->tile = s->projected;
             s->step_x = s->x_rows;
         }
-        if (active != s->active || fused != s->fused) set_active(s, active, fused, slices);
+        if (active != s->active || fused != s->fused) set_active(s, active, fused);
         s->y_offset = t * rows->y_step;
         fl_team_stage(team, first_phase, s);
         if (l->cell->phases == 2) fl_team_stage(team, second_phase, s);

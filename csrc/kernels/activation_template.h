@@ -25,7 +25,8 @@ static inline vec vactivate(const fl_activation *f, vec x) {
         return vselect(vlt(y, zero), zero, vselect(vlt(one, y), one, y));
     }
     case FL_ELU: { /* e^x - 1 = 2 g(x / 2) for x < 0 */
-        const vec g = vexpm1_half(vmul(vset((real)0.5), x));
+        vec g1;
+        const vec g = vexpm1_half(vmul(vset((real)0.5), x), &g1);
         return vselect(vlt(x, zero), vmul(alpha, vadd(g, g)), x);
     }
     case FL_SOFTSIGN: { /* the limit at infinity is 1, not inf / inf */
@@ -33,7 +34,7 @@ static inline vec vactivate(const fl_activation *f, vec x) {
         return vsigned(vdiv(size, vadd(one, size)), x);
     }
     case FL_SOFTPLUS: {
-        const vec u = vexp_minus(vsigned(x, zero));
+        const vec u = vexp_minus(vsigned(x, zero), 0);
         return vadd(vselect(vlt(x, zero), zero, x), vlog1p(u));
     }
     }

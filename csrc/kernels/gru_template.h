@@ -19,7 +19,8 @@
 
 /* (A tanh(n) + h) / (1 + A): the mean of candidate and state, weighted A : 1. */
 FL_INLINE vec vblend_states(vec A, vec n, vec h) {
-    const vec g = vexpm1_half(n), g1 = vadd(g, vset(1));
+    vec g1;
+    const vec g = vexpm1_half(n, &g1);
     return vdiv(vfma(A, vsigned(g, n), vmul(h, g1)), vmul(vadd(vset(1), A), g1));
 }
 
@@ -27,7 +28,7 @@ FL_INLINE void gru_block(const fl_cell_args *p, cell_at at) {
     const vec r = vsigmoid(vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 0), cell_load(p, at, p->z, p->z_stride, 3, 0)));
     const vec z = vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 1), cell_load(p, at, p->z, p->z_stride, 3, 1));
     const vec n = vfma(r, cell_load(p, at, p->z, p->z_stride, 3, 2), cell_load(p, at, p->zx, p->zx_stride, 3, 2));
-    cell_write(p, at, vblend_states(vexp_minus(z), n, vload(cell_state(p, at, p->h))));
+    cell_write(p, at, vblend_states(vexp_minus(z, 0), n, vload(cell_state(p, at, p->h))));
 }
 
 void FL_NAME(fl_gru)(const fl_cell_args *p) { cell_blocks(p, gru_block); }

@@ -16,7 +16,7 @@ FL_INLINE void lstm_block(const fl_cell_args *p, cell_at at) {
     const vec i = cell_load(p, at, p->z, p->z_stride, 4, 0), f = cell_load(p, at, p->z, p->z_stride, 4, 1);
     const vec g = cell_load(p, at, p->z, p->z_stride, 4, 2), o = cell_load(p, at, p->z, p->z_stride, 4, 3);
     real *state = cell_state(p, at, p->c);
-    const vec c = vadd(vdiv(vload(state), vadd(vset(1), vexp_minus(f))), vsigmoid_tanh(i, g));
+    const vec c = vadd(vdiv(vload(state), vexp_minus(f, 1)), vsigmoid_tanh(i, g));
     vstore(state, c);
     cell_write(p, at, vsigmoid_tanh(o, c));
 }

@@ -27,7 +27,7 @@ void FL_NAME(fl_rnn_general)(const fl_cell_args *p) { cell_blocks(p, rnn_general
 /* g : 1 - g = exp(z_g) : 1, so the GRU's weighted mean serves with the sign of the gate turned. */
 FL_INLINE void gated_rnn_block(const fl_cell_args *p, cell_at at) {
     const vec g = cell_load(p, at, p->z, p->z_stride, 2, 0), n = cell_load(p, at, p->z, p->z_stride, 2, 1);
-    cell_write(p, at, vblend_states(vexp_minus(vsub(vset(0), g)), n, vload(cell_state(p, at, p->h))));
+    cell_write(p, at, vblend_states(vexp_minus(vsub(vset(0), g), 0), n, vload(cell_state(p, at, p->h))));
 }
 
 void FL_NAME(fl_gated_rnn)(const fl_cell_args *p) { cell_blocks(p, gated_rnn_block); }
