@@ -1,0 +1,199 @@
+/* The bits of a fixed set of runs, one line each, on the path that is chosen (FASTLSTM_ISA): two machines agree if
+ * the outputs are equal byte for byte. The first line names the path; skip it when comparing.
+ * Weights and inputs are made of integers, so that no library stands between two machines; NaN is one NaN. */
+#include "check.h"
+#include "fastlstm.h"
+
+enum { T = 7, B = 5 };
+
+typedef struct option {
+    const char *name;
+    int cell;
+    int64_t layers, proj; /* proj 1: half of H */
+    int bidirectional, reverse, no_bias, peepholes, no_forget, coupled, reset_before;
+    double clip;
+    int activations[3]; /* -1: own */
+    bool ragged;
+} option;
+
+#define OWN {-1, -1, -1}
+static const option options[] = {
+    {"lstm", FL_LSTM, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, OWN, false},
+    {"lstm ragged", FL_LSTM, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, OWN, true},
+    {"lstm no bias reverse", FL_LSTM, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, OWN, true},
+    {"lstm projection", FL_LSTM, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, OWN, true},
+    {"lstm peepholes clip", FL_LSTM, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0.5, OWN, false},
+    {"lstm no forget gate", FL_LSTM, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, OWN, false},
+    {"lstm coupled", FL_LSTM, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, OWN, true},
+    {"gru", FL_GRU, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, OWN, false},
+    {"gru ragged", FL_GRU, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, OWN, true},
+    {"gru reset before", FL_GRU, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, OWN, true},
+    {"gru clip no bias", FL_GRU, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0.25, OWN, false},
+    {"rnn", FL_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, OWN, false},
+    {"rnn ragged", FL_RNN, 3, 0, 1, 0, 0, 0, 0, 0, 0, 0, OWN, true},
+    {"gated rnn", FL_GATED_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, OWN, false},
+    {"gated rnn ragged", FL_GATED_RNN, 2, 0, 1, 0, 1, 0, 0, 0, 0, 2, OWN, true},
+    {"lstm relu affine leaky", FL_LSTM, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.75, {FL_RELU, FL_AFFINE, FL_LEAKY_RELU}, true},
+    {"lstm threshold scaled elu", FL_LSTM, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.75,
+     {FL_THRESHOLDED_RELU, FL_SCALED_TANH, FL_ELU}, true},
+    {"gru hard softsign", FL_GRU, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {FL_HARD_SIGMOID, FL_SOFTSIGN, -1}, true},
+    {"gru before hard scaled", FL_GRU, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, {FL_HARD_SIGMOID, FL_SCALED_TANH, -1}, true},
+    {"gated softplus elu", FL_GATED_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, {FL_SOFTPLUS, FL_ELU, -1}, false},
+    {"rnn softplus", FL_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, {FL_SOFTPLUS, -1, -1}, false},
+    {"rnn sigmoid", FL_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {FL_SIGMOID, -1, -1}, false},
+};
+
+static const double alphas[11] = {0, 0, 0, 0.75, 0.125, 0.25, 1.5, 0.25, 0.5, 0, 0};
+static const double betas[11] = {0, 0, 0, 0.125, 0, 0, 0.75, 0.5, 0, 0, 0};
+
+static int64_t element; /* bytes */
+
+static void *array_of(int64_t count, uint64_t seed, double scale) {
+    void *array = malloc((size_t)(count ? count : 1) * 8);
+    if (!array) exit(2);
+    for (int64_t i = 0; i < count; i++) put(array, element, i, random_unit(&seed) * scale);
+    return array;
+}
+
+static void ok(fl_status status) {
+    if (status == FL_OK) return;
+    fprintf(stderr, "%s\n", fl_last_error());
+    exit(2);
+}
+
+/* FNV-1a over the bytes; every NaN as one, in the same order on any machine. */
+static void print_bits(const char *what, const void *array, int64_t count) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int64_t i = 0; i < count; i++) {
+        const double v = get(array, element, i);
+        uint64_t bits = 0;
+        float f = (float)v;
+        if (isnan(v)) bits = 0x7ff8;
+        else if (element == 4) memcpy(&bits, &f, 4);
+        else memcpy(&bits, &v, 8);
+        for (int64_t b = 0; b < element; b++) hash = (hash ^ (bits >> (8 * b) & 0xff)) * 0x100000001b3u;
+    }
+    printf(" %s %016llx", what, (unsigned long long)hash);
+    for (int64_t i = 0; i < 2 && count; i++) {
+        const double v = get(array, element, i * (count - 1));
+        if (isnan(v)) printf(" nan");
+        else printf(" %a", v);
+    }
+}
+
+/* Scale of the weights so that H units neither die out nor saturate: a power of two near 1 / sqrt(H). */
+static double weight_scale(int64_t hidden) {
+    double s = 1;
+    while (s * s * (double)hidden > 1) s /= 2;
+    return s;
+}
+
+typedef enum special { PLAIN, NOT_FINITE, TINY, SPECIALS } special;
+
+static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden, special kind) {
+    fl_config config;
+    fl_config_init(&config, (fl_cell_kind)o->cell, inputs, hidden);
+    config.dtype = dtype;
+    config.num_layers = o->layers;
+    config.proj_size = o->proj ? hidden / 2 : 0;
+    config.bidirectional = o->bidirectional;
+    config.reverse = o->reverse;
+    config.bias = !o->no_bias;
+    config.peepholes = o->peepholes;
+    config.forget_gate = !o->no_forget;
+    config.coupled_gates = o->coupled;
+    config.reset_after = !o->reset_before;
+    config.clip = o->clip;
+    const int roles = o->cell == FL_LSTM ? 3 : o->cell == FL_RNN ? 1 : 2;
+    for (int i = 0; i < roles && o->activations[0] >= 0; i++) {
+        config.own_activations = 1;
+        config.activations[i].kind = o->activations[i];
+        config.activations[i].alpha = alphas[o->activations[i]];
+        config.activations[i].beta = betas[o->activations[i]];
+    }
+    fl_layer *layer;
+    ok(fl_create(&config, &layer));
+
+    static const int64_t gates_of[] = {4, 3, 1, 2};
+    const int64_t D = o->bidirectional ? 2 : 1, P = config.proj_size ? config.proj_size : hidden;
+    const int64_t rows = gates_of[o->cell] * hidden, count = o->layers * D;
+    const double scale = weight_scale(hidden);
+    fl_weights *w = calloc((size_t)count, sizeof *w);
+    if (!w) exit(2);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t in = i < D ? inputs : D * P;
+        const uint64_t seed = (uint64_t)(1000 * i);
+        w[i].size = sizeof *w;
+        w[i].weight_ih = (fl_array){array_of(rows * in, seed + 1, weight_scale(in)), rows * in};
+        w[i].weight_hh = (fl_array){array_of(rows * P, seed + 2, scale), rows * P};
+        if (!o->no_bias) {
+            w[i].bias_ih = (fl_array){array_of(rows, seed + 3, 0.5), rows};
+            w[i].bias_hh = (fl_array){array_of(rows, seed + 4, 0.5), rows};
+        }
+        if (config.proj_size)
+            w[i].weight_hr = (fl_array){array_of(P * hidden, seed + 5, scale), P * hidden};
+        if (o->peepholes) w[i].weight_peephole = (fl_array){array_of(3 * hidden, seed + 6, 0.5), 3 * hidden};
+    }
+    ok(fl_set_weights(layer, w, count));
+
+    void *x = array_of(T * B * inputs, 7, 2), *h0 = array_of(count * B * P, 8, 1);
+    void *c0 = array_of(count * B * hidden, 9, 2), *y = array_of(T * B * D * P, 10, 1);
+    void *h_n = array_of(count * B * P, 11, 1), *c_n = array_of(count * B * hidden, 12, 1);
+    static const double odd[] = {NAN, INFINITY, 1e30, -1e30, -INFINITY};
+    if (kind == NOT_FINITE)
+        for (int64_t b = 0; b < B; b++) put(x, element, ((b + 1) * B + b) * inputs, odd[b]); /* at step b + 1 */
+    if (kind == TINY)
+        for (int64_t i = 0; i < B * inputs; i++) {
+            /* Subnormal, and so small that a product with it is. */
+            put(x, element, 2 * B * inputs + i, (element == 4 ? 0x1p-130 : 0x1p-1030) * (double)(1 + i % 7));
+            put(x, element, 3 * B * inputs + i, (element == 4 ? -0x1.8p-126 : -0x1.8p-1022) * (double)(1 + i % 3));
+        }
+    static const int64_t lengths[B] = {3, 7, 0, 1, 6};
+    fl_sequence q = {
+        .size = sizeof q, .T = T, .B = B, .x = x, .x_stride_t = B * inputs, .x_stride_b = inputs, .y = y,
+        .y_stride_t = B * D * P, .y_stride_b = D * P, .lengths = o->ragged ? lengths : NULL, .h0 = h0,
+        .c0 = o->cell == FL_LSTM ? c0 : NULL, .h_n = h_n, .c_n = o->cell == FL_LSTM ? c_n : NULL,
+    };
+    ok(fl_forward(layer, &q));
+    static const char *const kinds[] = {"", " not finite", " tiny"};
+    printf("%s%s f%d I=%d H=%d:", o->name, kinds[kind], element == 4 ? 32 : 64, (int)inputs, (int)hidden);
+    print_bits("y", y, T * B * D * P);
+    print_bits("h", h_n, count * B * P);
+    if (o->cell == FL_LSTM) print_bits("c", c_n, count * B * hidden);
+
+    if (D == 1 && !o->reverse) { /* the same steps from a stream, the first sequence alone */
+        fl_stream *stream;
+        ok(fl_stream_create(layer, 1, NULL, NULL, &stream));
+        for (int64_t t = 0; t < T; t++)
+            ok(fl_stream_step(stream, (char *)x + t * B * inputs * element, (char *)y + t * P * element));
+        print_bits("stream", y, T * P);
+        fl_stream_free(stream);
+    }
+    printf("\n");
+    for (int64_t i = 0; i < count; i++) {
+        const fl_array *arrays[] = {&w[i].weight_ih, &w[i].weight_hh, &w[i].bias_ih, &w[i].bias_hh,
+                                    &w[i].weight_hr, &w[i].weight_peephole};
+        for (int a = 0; a < 6; a++) free((void *)arrays[a]->data);
+    }
+    void *arrays[] = {w, x, h0, c0, y, h_n, c_n};
+    for (int a = 0; a < 7; a++) free(arrays[a]);
+    fl_free(layer);
+}
+
+int main(void) {
+    const char *isa = fl_isa();
+    if (!isa) ok(FL_UNSUPPORTED);
+    printf("path %s\n", isa);
+    static const int64_t hidden[] = {1, 7, 33, 64}, inputs[] = {3, 5, 1, 64};
+    for (int dtype = 0; dtype < 2; dtype++) {
+        element = dtype == FL_FLOAT32 ? 4 : 8;
+        for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+            for (int size = 0; size < 4; size++)
+                for (int kind = 0; kind < SPECIALS; kind++) {
+                    /* What is not finite or tiny runs in one size, bounded activations only. */
+                    if (kind != PLAIN && (size != 1 || options[i].activations[0] >= 0)) continue;
+                    run(&options[i], (fl_dtype)dtype, inputs[size], hidden[size], (special)kind);
+                }
+    }
+    return 0;
+}
