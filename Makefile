@@ -1,6 +1,9 @@
 # One command for each thing; `make help` lists them. Each sets up what it needs: virtual environments under .venv*,
 # everything else under build/.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 CLANG ?= clang
 AARCH64_CC ?= aarch64-linux-gnu-gcc
@@ -12,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build test test-c strict asan asan-python tsan neon ulp coverage bench bench-smoke peers lint \
+.PHONY: help demo build test test-c strict asan asan-python tsan neon neon-kernels ulp coverage bench bench-smoke peers lint \
 	format typecheck dist clean
 
 help: ## what there is
@@ -64,8 +67,8 @@ CORE := $(wildcard csrc/*.c csrc/kernels/*.c)
 CORE_HEADERS := $(wildcard csrc/*.h csrc/kernels/*.h csrc/kernels/*.inc)
 C_FILES := $(CORE) $(filter %.h,$(CORE_HEADERS)) $(wildcard tests/c/*.[ch] bench/*.c)
 WARNINGS := -std=c11 -Wall -Wextra -Werror
-# All of tests/c but the exhaustive one, which has a target of its own.
-C_TESTS := $(filter-out ulp,$(basename $(notdir $(wildcard tests/c/*.c))))
+# ulp and vectors have targets of their own.
+C_TESTS := $(filter-out ulp vectors,$(basename $(notdir $(wildcard tests/c/*.c))))
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 # The core as a library, and the programs of tests/c with it, in several flavours side by side.
@@ -119,12 +122,16 @@ asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	    -q $(CURDIR)/tests $(ASAN_TESTS) $(ARGS)
 
 neon: build/c/neon/vectors build/c/plain/vectors ## the core for aarch64 under qemu: the same bits as here
-	build/c/plain/vectors > build/c/plain/vectors.txt
-	$(QEMU) build/c/neon/vectors > build/c/neon/vectors.txt
+	build/c/plain/vectors | tail -n +2 > build/c/plain/vectors.txt
+	$(QEMU) build/c/neon/vectors | tail -n +2 > build/c/neon/vectors.txt
 	cmp build/c/plain/vectors.txt build/c/neon/vectors.txt
+	@echo "$$(wc -l < build/c/neon/vectors.txt) runs, the same bits on both"
+
+neon-kernels: build/c/neon/kernels ## and the test of every kernel there (some minutes)
+	$(QEMU) build/c/neon/kernels
 
 ulp: build/c/plain/ulp ## sigmoid and tanh over all 2^32 floats
-	build/c/plain/ulp
+	build/c/plain/ulp 1
 
 coverage: $(call programs,coverage) ## lines of the core that the C programs run, by gcov
 	find build/c/coverage -name '*.gcda' -delete
