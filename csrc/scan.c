@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum {
-    TILE_ROWS = 64,          /* of the projected input */
+    TILE_ROWS = 32,          /* of the projected input */
     SCRATCH_BYTES = 1 << 14, /* half of L1 */
     SCRATCH_ROWS = 64,
     FUSED_ROWS = 24, /* a step of so many rows has the peak without the help of others */

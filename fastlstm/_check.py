@@ -359,14 +359,6 @@ def _to_ndarray(name: str, value: Any) -> Array:
         ) from error
 
 
-def fits(value: Any, shape: Shape, dtype: np.dtype[Any]) -> bool:
-    """Whether the core can take value as it is: the fast path past everything below."""
-    if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != shape:
-        return False
-    flags = value.flags
-    return flags.c_contiguous and flags.aligned
-
-
 def _contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
     """In the layer's dtype, aligned and C-contiguous. What the dtype cannot hold becomes ±inf."""
     with np.errstate(over="ignore"):

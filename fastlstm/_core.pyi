@@ -60,6 +60,9 @@ class Core:
         c_n: Array | None,
         batch_first: bool,
     ) -> None: ...
+    def forward_plain(
+        self, x: object, state: object, batch_first: bool
+    ) -> tuple[Array, Array, Array | None] | None: ...
 
 class StreamCore:
     def __init__(

@@ -124,18 +124,12 @@ class _Layer:
 
     def _run(self, x: Any, state: Any, lengths: Any) -> tuple[Array, Array, Array | None]:
         """The output and the final state, in the caller's form. Nothing is converted that need not be."""
+        if lengths is None and (plain := self._core.forward_plain(x, state, self._batch_first)) is not None:
+            return plain
         dtype, batch_first, batched = self._dtype, self._batch_first, True
-        if not (
-            type(x) is np.ndarray
-            and x.dtype is dtype
-            and x.ndim == 3
-            and x.shape[2] == self._input_size
-            and (flags := x.flags).c_contiguous
-            and flags.aligned
-        ):
-            x = _check.sequence("x", x, self._input_size, dtype, batch_first)
-            if x.ndim == 2:  # unbatched: a batch of one
-                x, batched, batch_first = x[:, None], False, False
+        x = _check.sequence("x", x, self._input_size, dtype, batch_first)
+        if x.ndim == 2:  # unbatched: a batch of one
+            x, batched, batch_first = x[:, None], False, False
         first, second, _ = x.shape
         batch = first if batch_first else second
         rows, sizes = self._rows, self._sizes
@@ -143,15 +137,12 @@ class _Layer:
         h = c = c_end = None
         if len(sizes) == 1:
             if state is not None:
-                h = state if _check.fits(state, shape, dtype) else self._states(state, batch, batched)[0]
+                h = self._states(state, batch, batched)[0]
         else:
             c_shape = (rows, batch, sizes[1])
             c_end = np.empty(c_shape, dtype)
             if state is not None:
-                if type(state) is tuple and len(state) == 2:
-                    h, c = state
-                if not (_check.fits(h, shape, dtype) and _check.fits(c, c_shape, dtype)):
-                    h, c = self._states(state, batch, batched)
+                h, c = self._states(state, batch, batched)
         if lengths is not None:
             if not batched:
                 raise ValueError(

@@ -298,6 +298,16 @@ class Witness:
         assert lengths is None or (lengths.dtype == np.int64 and lengths.flags.c_contiguous)
         self.core.forward(x, h, c, lengths, y, h_end, c_end, batch_first)
 
+    def forward_plain(self, x, state, batch_first):
+        """What the core takes without checks must not be what the checks would have changed."""
+        plain = self.core.forward_plain(x, state, batch_first)
+        if plain is not None:
+            given = (x, *(state if isinstance(state, tuple) else () if state is None else (state,)))
+            for a in given:
+                assert type(a) is np.ndarray and a.dtype == plain[0].dtype
+                assert a.flags.c_contiguous and a.flags.aligned
+        return plain
+
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_the_core_is_given(form):

@@ -6,6 +6,8 @@
  * packer, rows are split evenly into tiles of at most FL_TILE_ROWS.
  * Test: tests/c/kernels.c (guard pages, every tail), tests/test_same_bits.py.
  * Bound: that of recursive summation, depth * eps * sum |a w|; no test needs a constant of its own.
+ * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3; x from a register by permutation instead of a
+ * broadcast load, 2 % slower.
  */
 
 #define product_round FL_NAME(product_round)
