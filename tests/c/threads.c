@@ -1,0 +1,287 @@
+/* Many threads and one layer, under every way of splitting the work: each result is that of one thread alone, bit for
+ * bit, and of one set of weights or the other, never of both. Meant for ThreadSanitizer too.
+ *
+ * usage: threads [rounds] */
+#define _DEFAULT_SOURCE
+#include "check.h"
+#include "internal.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { I = 6, H = 150, T = 5, B = 9, CALLERS = 3, OUT = T * B * H };
+
+static float numbers[2][4 * H * (H + 8)];
+static float x[T * B * I], wanted[2][OUT];
+static int64_t lengths[B] = {5, 0, 3, 5, 1, 2, 5, 4, 3};
+static fl_layer *layer;
+static atomic_int done;
+static atomic_long calls, wrong, busy, swaps;
+
+static fl_weights weights_of(int set) {
+    const float *n = numbers[set];
+    return (fl_weights){.size = sizeof(fl_weights), .weight_ih = {n, 4 * H * I}, .weight_hh = {n + 5, 4 * H * H},
+                        .bias_ih = {n + 1, 4 * H}, .bias_hh = {n + 2, 4 * H}};
+}
+
+static void set_weights(int set) {
+    const fl_weights w = weights_of(set);
+    if (fl_set_weights(layer, &w, 1) != FL_OK) exit(2);
+}
+
+static fl_status forward(float *y) {
+    const fl_sequence q = {.size = sizeof q, .T = T, .B = B, .x = x, .x_stride_t = B * I, .x_stride_b = I, .y = y,
+                           .y_stride_t = B * H, .y_stride_b = H, .lengths = lengths};
+    return fl_forward(layer, &q);
+}
+
+static bool is_wanted(const float *y, int set) { return memcmp(y, wanted[set], sizeof wanted[set]) == 0; }
+
+/* --- calls while weights change --- */
+
+static void *call_often(void *argument) {
+    const long rounds = *(long *)argument;
+    float *y = malloc(sizeof(float) * OUT);
+    for (long i = 0; y && i < rounds; i++) {
+        if (forward(y) != FL_OK || (!is_wanted(y, 0) && !is_wanted(y, 1))) atomic_fetch_add(&wrong, 1);
+        atomic_fetch_add(&calls, 1);
+    }
+    free(y);
+    return NULL;
+}
+
+static void *swap_weights(void *argument) {
+    (void)argument;
+    for (int set = 1; !atomic_load(&done); set ^= 1) {
+        set_weights(set);
+        atomic_fetch_add(&swaps, 1);
+    }
+    return NULL;
+}
+
+static void test_calls(long rounds, int64_t threads, fl_split split, bool swapping) {
+    pthread_t callers[CALLERS], swapper;
+    atomic_store(&done, 0);
+    atomic_store(&wrong, 0);
+    atomic_store(&calls, 0);
+    set_weights(0);
+    fl_set_num_threads(threads);
+    fl_force_split(split);
+    if (swapping && pthread_create(&swapper, NULL, swap_weights, NULL) != 0) exit(2);
+    for (int i = 0; i < CALLERS; i++)
+        if (pthread_create(&callers[i], NULL, call_often, &rounds) != 0) exit(2);
+    for (int i = 0; i < CALLERS; i++) pthread_join(callers[i], NULL);
+    atomic_store(&done, 1);
+    if (swapping) pthread_join(swapper, NULL);
+    static const char *const names[] = {"alone", "by batch", "by units"};
+    check(atomic_load(&calls) == CALLERS * rounds && atomic_load(&wrong) == 0, "%d threads %s, %s: %ld of %ld wrong",
+          (int)threads, names[split], swapping ? "weights changing" : "weights fixed", atomic_load(&wrong),
+          atomic_load(&calls));
+}
+
+/* Workers that sleep, spin, and are busy with another call: the same bits, and the split that was asked for. */
+static void test_splits(void) {
+    float *y = malloc(sizeof(float) * OUT);
+    if (!y) exit(2);
+    set_weights(0);
+    for (int64_t threads = 1; threads <= 5; threads++)
+        for (int split = FL_SPLIT_NONE; split <= FL_SPLIT_UNITS; split++)
+            for (int spin = 0; spin < 2; spin++) {
+                fl_set_spin_us(spin ? 200 : 0);
+                fl_set_num_threads(threads);
+                fl_force_split((fl_split)split);
+                memset(y, 0xff, sizeof(float) * OUT);
+                check(forward(y) == FL_OK && is_wanted(y, 0), "%d threads, split %d: other bits", (int)threads, split);
+                check(fl_last_split() == (fl_split)split, "%d threads: split %d, wanted %d", (int)threads,
+                      (int)fl_last_split(), split);
+                usleep(spin ? 0 : 1000); /* let them fall asleep */
+            }
+    fl_set_spin_us(20);
+    free(y);
+}
+
+/* --- the pool itself --- */
+
+typedef struct nested {
+    atomic_long tasks;
+    int64_t most;
+    atomic_long out_of_range;
+} nested;
+
+static void inner_task(void *context, int64_t task, int64_t worker) {
+    (void)task;
+    nested *n = context;
+    atomic_fetch_add(&n->tasks, 1);
+    if (worker < 0 || worker >= n->most) atomic_fetch_add(&n->out_of_range, 1);
+}
+
+/* A call inside a call finds the pool busy, and runs alone instead of waiting for itself. */
+static void outer_task(void *context, int64_t task, int64_t worker) {
+    inner_task(context, task, worker);
+    nested inner = {.most = 1};
+    fl_parallel_tasks(4, 7, inner_task, &inner);
+    if (atomic_load(&inner.tasks) != 7 || atomic_load(&inner.out_of_range))
+        atomic_fetch_add(&((nested *)context)->out_of_range, 1);
+}
+
+static void test_busy_pool(void) {
+    nested n = {.most = 4};
+    fl_parallel_tasks(4, 100, outer_task, &n);
+    check(atomic_load(&n.tasks) == 100, "%ld of 100 tasks", atomic_load(&n.tasks));
+    check(atomic_load(&n.out_of_range) == 0, "a task in a worker that is not there, or a nested call that was split");
+    nested none = {.most = 1};
+    fl_parallel_tasks(4, 0, inner_task, &none);
+    check(atomic_load(&none.tasks) == 0, "tasks of an empty call");
+}
+
+enum { STAGES = 400, SLICES = 4 };
+
+typedef struct staged {
+    long stage;
+    int64_t slices;
+    atomic_long slices_run;
+    long cells[SLICES]; /* plain memory: a stage must see what the one before wrote */
+    bool right;
+} staged;
+
+static void one_slice(void *context, int64_t slice, int64_t slices, int64_t worker) {
+    (void)worker;
+    staged *s = context;
+    atomic_fetch_add(&s->slices_run, 1);
+    s->cells[slice] = s->stage + slice + 1 + slices;
+    if (slices != s->slices) s->cells[slice] = -1;
+}
+
+static void stages(void *context, fl_team *team) {
+    staged *s = context;
+    const int64_t slices = s->slices;
+    for (s->stage = 0; s->stage < STAGES; s->stage++) {
+        fl_team_stage(team, one_slice, s);
+        for (int64_t i = 0; i < slices; i++) s->right = s->right && s->cells[i] == s->stage + i + 1 + slices;
+    }
+    s->right = s->right && atomic_load(&s->slices_run) == STAGES * slices;
+}
+
+static void test_stages(void) {
+    for (int64_t threads = 1; threads <= SLICES; threads++) {
+        staged s = {.right = true, .slices = threads};
+        fl_parallel_stages(threads, stages, &s);
+        check(s.right, "%d threads: a stage ended before its slices", (int)threads);
+    }
+}
+
+/* --- streams --- */
+
+static void *step_often(void *argument) {
+    fl_stream *stream = argument;
+    float y[H];
+    for (int i = 0; i < 400; i++) {
+        const fl_status status = fl_stream_step(stream, x, y);
+        if (status == FL_BUSY) atomic_fetch_add(&busy, 1);
+        else if (status != FL_OK) atomic_fetch_add(&wrong, 1);
+    }
+    return NULL;
+}
+
+static void test_streams(void) {
+    pthread_t threads[CALLERS], swapper;
+    fl_stream *stream;
+    atomic_store(&wrong, 0);
+    /* One stream, many threads: each step runs or is refused. */
+    check(fl_stream_create(layer, 1, NULL, NULL, &stream) == FL_OK, "stream: %s", fl_last_error());
+    for (int i = 0; i < CALLERS; i++)
+        if (pthread_create(&threads[i], NULL, step_often, stream) != 0) exit(2);
+    for (int i = 0; i < CALLERS; i++) pthread_join(threads[i], NULL);
+    check(atomic_load(&wrong) == 0, "%ld steps failed otherwise than busy", atomic_load(&wrong));
+    fl_stream_free(stream);
+    /* A stream each, while the weights change: all of a step's numbers are of one set. */
+    atomic_store(&done, 0);
+    if (pthread_create(&swapper, NULL, swap_weights, NULL) != 0) exit(2);
+    for (int i = 0; i < 200; i++) {
+        float y[B * H];
+        if (fl_stream_create(layer, B, NULL, NULL, &stream) != FL_OK) exit(2);
+        check(fl_stream_step(stream, x, y) == FL_OK, "step: %s", fl_last_error());
+        bool is[2] = {true, true}; /* step 0 of the sequences that have one */
+        for (int set = 0; set < 2; set++)
+            for (int b = 0; b < B; b++)
+                is[set] = is[set] && (!lengths[b] || !memcmp(y + b * H, wanted[set] + b * H, sizeof(float) * H));
+        check(is[0] || is[1], "a step with torn weights");
+        fl_stream_free(stream);
+    }
+    atomic_store(&done, 1);
+    pthread_join(swapper, NULL);
+    /* New weights at the next step. */
+    float y[B * H];
+    for (int set = 0; set < 2; set++) {
+        set_weights(1 - set);
+        if (fl_stream_create(layer, B, NULL, NULL, &stream) != FL_OK) exit(2);
+        set_weights(set);
+        fl_stream_step(stream, x, y);
+        check(memcmp(y, wanted[set], sizeof(float) * H) == 0, "a stream keeps its old weights");
+        fl_stream_free(stream);
+    }
+}
+
+/* --- fork --- */
+
+/* The child has none of the workers, and starts its own. */
+static void test_fork(void) {
+    float *y = malloc(sizeof(float) * OUT);
+    if (!y) exit(2);
+    set_weights(0);
+    fl_set_num_threads(3);
+    for (int split = FL_SPLIT_BATCH; split <= FL_SPLIT_UNITS; split++) {
+        fl_force_split((fl_split)split);
+        forward(y);
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm(20); /* a child that hangs is a failure, not a wait */
+            bool same = true;
+            for (int i = 0; i < 20; i++) {
+                memset(y, 0xff, sizeof(float) * OUT);
+                same = same && forward(y) == FL_OK && is_wanted(y, 0);
+            }
+            _exit(same ? 0 : 1);
+        }
+        int status = -1;
+        check(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+              "split %d: the child of a fork ended with %d", split, status);
+        memset(y, 0xff, sizeof(float) * OUT);
+        check(forward(y) == FL_OK && is_wanted(y, 0), "split %d: the parent of a fork", split);
+    }
+    free(y);
+}
+
+int main(int argc, char **argv) {
+    const long rounds = argc > 1 ? strtol(argv[1], NULL, 10) : 60;
+    uint64_t state = 3;
+    for (int set = 0; set < 2; set++)
+        for (size_t i = 0; i < sizeof numbers[set] / sizeof numbers[set][0]; i++)
+            numbers[set][i] = (float)(random_unit(&state) / 8);
+    for (size_t i = 0; i < sizeof x / sizeof x[0]; i++) x[i] = (float)random_unit(&state);
+    fl_config config;
+    fl_config_init(&config, FL_LSTM, I, H);
+    if (fl_create(&config, &layer) != FL_OK) exit(2);
+    fl_set_num_threads(1);
+    fl_force_split(FL_SPLIT_NONE);
+    for (int set = 0; set < 2; set++) {
+        set_weights(set);
+        if (forward(wanted[set]) != FL_OK) exit(2);
+    }
+    check(!is_wanted(wanted[0], 1), "the two sets of weights give the same");
+    test_splits();
+    test_busy_pool();
+    test_stages();
+    for (int64_t threads = 1; threads <= 3; threads++)
+        for (int split = FL_SPLIT_NONE; split <= FL_SPLIT_UNITS; split++)
+            for (int swapping = 0; swapping < 2; swapping++) test_calls(rounds, threads, (fl_split)split, swapping);
+    check(atomic_load(&swaps) > 10, "weights were changed %ld times only", atomic_load(&swaps));
+    test_streams();
+#if !defined(__SANITIZE_THREAD__) /* which does not follow threads started in a child */
+    test_fork();
+#endif
+    fl_free(layer);
+    printf("%ld weights set during calls, %ld steps refused as busy\n", atomic_load(&swaps), atomic_load(&busy));
+    return check_report();
+}
