@@ -23,7 +23,8 @@ CELLS = {
     "lstm-peepholes": ("LSTM", {"peepholes": True, "clip": 1.5, "bidirectional": True}),
     "lstm-no-forget-gate": ("LSTM", {"forget_gate": False, "reverse": True}),
     "lstm-coupled": (
-        "LSTM", {"coupled_gates": True, "peepholes": True, "proj_size": 0.5, "bidirectional": True},
+        "LSTM",
+        {"coupled_gates": True, "peepholes": True, "proj_size": 0.5, "bidirectional": True},
     ),  # fmt: skip
     "lstm-stack": ("LSTM", {"num_layers": 3, "bidirectional": True}),
     "lstm-activations": ("LSTM", {"activations": ("hard_sigmoid", "softsign", ("scaled_tanh", 1.2, 0.7))}),
