@@ -69,7 +69,8 @@ C_FILES := $(CORE) $(filter %.h,$(CORE_HEADERS)) $(wildcard tests/c/*.[ch] bench
 WARNINGS := -std=c11 -Wall -Wextra -Werror
 # vectors has a target of its own; ulp has too, and runs a sample in test-c.
 C_TESTS := $(filter-out ulp vectors,$(basename $(notdir $(wildcard tests/c/*.c))))
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+# Without variable tracking, which takes minutes on instrumented kernels.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -fno-var-tracking
 
 # The core as a library, and the programs of tests/c with it, in several flavours side by side.
 define flavour # name, compiler, flags
