@@ -50,19 +50,26 @@ def expm1_rest(r: mp.mpf) -> mp.mpf:
     return (mp.expm1(r) - r) / r**2 if abs(r) > 1e-12 else mp.mpf(1) / 2 + r / 6
 
 
+def expm1_weight(r: mp.mpf) -> mp.mpf:
+    return abs(r * r / mp.expm1(r)) if abs(r) > 1e-12 else mp.mpf("1e-12")
+
+
 def atanh_rest(t: mp.mpf) -> mp.mpf:
     s = mp.sqrt(t)
     return (mp.atanh(s) / s - 1) / t if t > 1e-20 else mp.mpf(1) / 3
 
 
+def atanh_weight(t: mp.mpf) -> mp.mpf:
+    return t / (1 + t / 3) + mp.mpf("1e-9")
+
+
 def main() -> None:
     mp.mp.dps = 60
     half = mp.log(2) / 2 * mp.mpf("1.0001")
-    tiny = mp.mpf("1e-9")
     for dtype, expm1_degree, atanh_degree in (("float32", 4, 3), ("float64", 9, 9)):
         for name, result in (
-            ("expm1", remez(expm1_rest, lambda r: abs(r * r / mp.expm1(r)) if r else tiny, -half, half, expm1_degree)),
-            ("atanh", remez(atanh_rest, lambda t: t / (1 + t / 3) + tiny, mp.mpf(0), mp.mpf(1) / 9, atanh_degree)),
+            ("expm1", remez(expm1_rest, expm1_weight, -half, half, expm1_degree)),
+            ("atanh", remez(atanh_rest, atanh_weight, mp.mpf(0), mp.mpf(1) / 9, atanh_degree)),
         ):
             coefficients, error = result
             print(f"{name} {dtype}: relative error {mp.nstr(error, 3)}")
