@@ -82,15 +82,18 @@ static void run_direction(const forward_call *f, const chunk_memory *m, int64_t 
                           q->c0 ? (const char *)q->c0 + state * H * size : NULL);
     }
     const int64_t sign = backwards ? -1 : 1;
-    const fl_rows rows = {count, m->x, sign * x->stride_t * size, sign * y->stride_t, m->steps,
+    const fl_rows rows = {count,
+                          m->x,
+                          sign * x->stride_t * size,
+                          sign * y->stride_t,
+                          m->steps,
                           x->data == y->data && x->by_chunk == y->by_chunk};
     fl_scan_run(&s, &rows, f->team);
     for (int64_t r = 0; r < count; r++) {
         const int64_t state = item * q->B + f->order[first + r];
         if (q->h_n)
             memcpy((char *)q->h_n + state * P * size, fl_scan_h(&s, r, m->steps[0] - m->steps[r]), (size_t)(P * size));
-        if (q->c_n && l->cell->has_c)
-            memcpy((char *)q->c_n + state * H * size, fl_scan_c(&s, r), (size_t)(H * size));
+        if (q->c_n && l->cell->has_c) memcpy((char *)q->c_n + state * H * size, fl_scan_c(&s, r), (size_t)(H * size));
     }
 }
 

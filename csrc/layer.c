@@ -61,10 +61,8 @@ static fl_status check_config(const fl_config *c) {
 static void choose_kernels(fl_layer *layer) {
     const fl_config *c = &layer->config;
     bool general = c->clip > 0 || c->peepholes || c->coupled_gates || !c->forget_gate;
-    layer->options = (fl_cell_options){.clip = c->clip,
-                                       .forget_gate = c->forget_gate,
-                                       .coupled_gates = c->coupled_gates,
-                                       .peepholes = c->peepholes};
+    layer->options = (fl_cell_options){
+        .clip = c->clip, .forget_gate = c->forget_gate, .coupled_gates = c->coupled_gates, .peepholes = c->peepholes};
     for (int i = 0; i < layer->cell->activations; i++) {
         layer->options.act[i] = (fl_activation){.kind = layer->cell->default_activation[i]};
         if (!c->own_activations) continue;

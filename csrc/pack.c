@@ -155,8 +155,9 @@ void fl_pack_release(fl_pack *pack) {
     if (!pack || atomic_fetch_sub_explicit(&pack->references, 1, memory_order_acq_rel) != 1) return;
     for (int64_t i = 0; i < pack->count; i++) {
         fl_direction *d = &pack->direction[i];
-        void *parts[] = {d->input.data, d->recurrent[0].data, d->recurrent[1].data, d->projection.data, d->bias,
-                         d->start[0],   d->start[1],          d->zeros,             d->peephole};
+        void *parts[] = {d->input.data, d->recurrent[0].data, d->recurrent[1].data, d->projection.data,
+                         d->bias,       d->start[0],          d->start[1],          d->zeros,
+                         d->peephole};
         for (size_t j = 0; j < sizeof parts / sizeof parts[0]; j++) fl_os_free(parts[j]);
     }
     free(pack);

@@ -292,7 +292,8 @@ static void project_output(void *context, int64_t slice, int64_t slices, int64_t
     k->product(&p);
     for (int64_t r = 0; r < s->active; r++)
         memcpy((char *)s->y_rows[r] + s->y_offset * k->element_bytes + first,
-               (const char *)s->h_rows[s->parity ^ 1][r] + first, (size_t)((units.end - units.begin) * k->element_bytes));
+               (const char *)s->h_rows[s->parity ^ 1][r] + first,
+               (size_t)((units.end - units.begin) * k->element_bytes));
 }
 
 /* --- the loop --- */

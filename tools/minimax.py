@@ -3,8 +3,8 @@
     python tools/minimax.py
 
 prints, for float32 and float64, the coefficients of (expm1(r) - r) / r^2 on |r| <= ln 2 / 2 and of
-(atanh(s) / s - 1) / s^2 in t = s^2 on [0, 1/9], lowest power first, and the largest relative error that each causes
-in expm1 or atanh.
+(atanh(s) / s - 1) / s^2 in t = s^2 on [0, 1/9], lowest power first, and the largest relative error that
+each causes in expm1 or atanh.
 """
 
 from __future__ import annotations

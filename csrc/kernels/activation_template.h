@@ -6,9 +6,7 @@
 #define vactivate FL_NAME(vactivate)
 #define vclip FL_NAME(vclip)
 
-FL_INLINE vec vclip(vec x, double limit) {
-    return vmin(vset((real)limit), vmax(vset((real)-limit), x));
-}
+FL_INLINE vec vclip(vec x, double limit) { return vmin(vset((real)limit), vmax(vset((real)-limit), x)); }
 
 static inline vec vactivate(const fl_activation *f, vec x) {
     const vec zero = vset(0), one = vset(1), alpha = vset((real)f->alpha), beta = vset((real)f->beta);

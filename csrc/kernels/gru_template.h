@@ -25,7 +25,8 @@ FL_INLINE vec vblend_states(vec A, vec n, vec h) {
 }
 
 FL_INLINE void gru_block(const fl_cell_args *p, cell_at at) {
-    const vec r = vsigmoid(vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 0), cell_load(p, at, p->z, p->z_stride, 3, 0)));
+    const vec r =
+        vsigmoid(vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 0), cell_load(p, at, p->z, p->z_stride, 3, 0)));
     const vec z = vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 1), cell_load(p, at, p->z, p->z_stride, 3, 1));
     const vec n = vfma(r, cell_load(p, at, p->z, p->z_stride, 3, 2), cell_load(p, at, p->zx, p->zx_stride, 3, 2));
     cell_write(p, at, vblend_states(vexp_minus(z, 0), n, vload(cell_state(p, at, p->h))));
@@ -53,8 +54,7 @@ FL_INLINE void gru_reset_block(const fl_cell_args *p, cell_at at) {
     const vec r = vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 0), cell_load(p, at, p->z, p->z_stride, 2, 0));
     const vec z = vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 1), cell_load(p, at, p->z, p->z_stride, 2, 1));
     vstore(cell_state(p, at, p->c), gru_limit(s, z));
-    vstore(cell_state(p, at, p->h_out),
-           vmul(vactivate(&s->act[0], gru_limit(s, r)), vload(cell_state(p, at, p->h))));
+    vstore(cell_state(p, at, p->h_out), vmul(vactivate(&s->act[0], gru_limit(s, r)), vload(cell_state(p, at, p->h))));
 }
 
 void FL_NAME(fl_gru_reset)(const fl_cell_args *p) { cell_blocks(p, gru_reset_block); }

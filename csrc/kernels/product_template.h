@@ -23,14 +23,12 @@
 #define FL_MOST_VECS (7 * FL_PANEL_VECS) /* of any case below, those never taken included */
 
 /* Full panels that `rows` rows may sweep at once without spilling accumulators. */
-FL_INLINE int most_panels(int rows) {
-    return rows == 1 ? FL_ROW_PANELS : FL_ACCUMULATORS / (rows * FL_PANEL_VECS);
-}
+FL_INLINE int most_panels(int rows) { return rows == 1 ? FL_ROW_PANELS : FL_ACCUMULATORS / (rows * FL_PANEL_VECS); }
 #endif
 
 /* acc[r, v] += a[r][k] w[k, v]; rows, panels and tail are constants after inlining. */
-FL_INLINE void product_round(const int rows, const int panels, const int tail, int64_t panel_size,
-                             const real *const *a, const real *w, int64_t k, vec (*acc)[FL_MOST_VECS]) {
+FL_INLINE void product_round(const int rows, const int panels, const int tail, int64_t panel_size, const real *const *a,
+                             const real *w, int64_t k, vec (*acc)[FL_MOST_VECS]) {
     const int vecs = panels * FL_PANEL_VECS + tail;
     vec weight[FL_MOST_VECS];
     FL_UNROLL for (int v = 0; v < vecs; v++) {
