@@ -1,6 +1,6 @@
 """The element-wise functions of the cells on every path: the bounds of the kernel list, asserted from there.
 
-tests/c/kernels.c tests every kernel between guard pages, tests/c/ulp.c over all floats; here are dense samples.
+tests/c/kernels.c tests every kernel between guard pages, tests/c/ulp.c over all floats; here are samples.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def sample(dtype, seed):
 
 
 def ulps(got, want, dtype):
-    """Errors in units of the last place of the exact value; what is below the smallest normal number counts as 0."""
+    """Errors in units of the last place of the exact value; below the smallest normal number is 0."""
     real, _, mantissa = DTYPES[dtype]
     tiny = np.finfo(real).tiny
     size = np.maximum(np.abs(want), tiny)

@@ -1,8 +1,8 @@
 """The same bits: however a sequence is run, on whatever path, its output is the same, byte for byte.
 
 Each path that the CPU has runs all comparisons in a process of its own (this file as a program), which
-reports what differed; the outputs themselves are kept and compared between the paths. -0 is not 0; NaN is NaN,
-whatever its payload.
+reports what differed; the outputs themselves are kept and compared between the paths. -0 is not 0; NaN is
+NaN, whatever its payload.
 """
 
 import json
