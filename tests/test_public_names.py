@@ -1,7 +1,12 @@
 """The public names: what users may import. A change here is a change of the contract."""
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import fastlstm
 
@@ -19,6 +24,15 @@ OWN = {
     "RNN": {"nonlinearity"},
     "GatedRNN": set(),
 }
+C_FUNCTIONS = {
+    "fl_config_init", "fl_cpu_features", "fl_create", "fl_estimate_us", "fl_forward", "fl_free",
+    "fl_get_num_threads", "fl_isa", "fl_isa_at", "fl_last_error", "fl_set_num_threads", "fl_set_spin_us",
+    "fl_set_weights", "fl_stream_copy", "fl_stream_create", "fl_stream_free", "fl_stream_get_state",
+    "fl_stream_reset", "fl_stream_set_state", "fl_stream_step", "fl_version",
+}  # fmt: skip
+# For tests and benchmarks; not in fastlstm.h.
+C_PRIVATE = {"fl_force_split", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named", "fl_last_split"}
+HEADERS = Path(__file__).resolve().parents[1] / "csrc"
 CORE = {"core", "get_state", "set_state"}  # of StreamCore, for Stream's own use
 
 
@@ -75,3 +89,29 @@ def test_import_brings_nothing_that_it_does_not_need():
         "inspect",
     ):
         assert name not in loaded
+
+
+def exported(header):
+    """The functions that a header marks as exported."""
+    text = re.sub(r"/\*.*?\*/", "", (HEADERS / header).read_text(), flags=re.S)
+    return set(re.findall(r"^FL_API [^;]*?(fl_\w+)\(", text, flags=re.M))
+
+
+@pytest.mark.skipif(not HEADERS.is_dir(), reason="no sources beside the tests")
+def test_c_functions():
+    assert exported("fastlstm.h") == C_FUNCTIONS
+    assert exported("internal.h") | exported("kernels/kernels.h") == C_PRIVATE
+
+
+@pytest.mark.skipif(not HEADERS.is_dir(), reason="no sources beside the tests")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_c_header_stands_alone(tmp_path):
+    """In C11 and in C++, as the only include, all warnings errors."""
+    program = '#include "fastlstm.h"\nint main(void) { return fl_version() == 0; }\n'
+    for name, flags in (("user.c", ["-std=c11", "-pedantic"]), ("user.cpp", ["-x", "c++"])):
+        if name.endswith("cpp") and shutil.which("c++") is None:
+            continue
+        (tmp_path / name).write_text(program)
+        compiler = "c++" if name.endswith("cpp") else "cc"
+        command = [compiler, *flags, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{HEADERS}"]
+        subprocess.run([*command, str(tmp_path / name)], check=True)
