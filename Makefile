@@ -112,6 +112,8 @@ asan: $(call programs,asan) ## the same under AddressSanitizer and UBSan
 tsan: $(filter %threads %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
 	$(call run_each,$^)
 
+# What never reaches the core, or starts another program that loads it, is left out.
+ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo))
 # The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
 asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"
