@@ -135,7 +135,7 @@ _SPLITS = {None: FL_SPLIT_AUTO, "none": FL_SPLIT_NONE, "batch": FL_SPLIT_BATCH, 
 cdef int check(fl_status status) except -1:
     if status == FL_OK:
         return 0
-    message = fl_last_error().decode()
+    message = fl_last_error().decode(errors="replace")
     if status == FL_BAD_ARGUMENT:
         raise ValueError(message)
     if status == FL_NO_MEMORY:
@@ -308,33 +308,36 @@ cdef class StreamCore:
     """The state of a batch of sequences that advance a step at a time; `layers.Stream` is one."""
 
     cdef fl_stream *stream
-    cdef readonly Core core
+    cdef readonly Core _core
     cdef readonly int64_t batch_size
     cdef bint release_gil
 
     def __cinit__(self, Core core, int64_t batch_size, h0=None, c0=None, *args, **kwargs):
-        self.core = core
+        self._core = core
         self.batch_size = batch_size
         self.release_gil = fl_estimate_us(core.layer, 1, batch_size) > GIL_US
+        self.check_state(h0, c0)
         check(fl_stream_create(core.layer, batch_size, data_of(h0), data_of(c0), &self.stream))
 
     def __dealloc__(self):
         fl_stream_free(self.stream)
 
+    cdef int check_state(self, h, c) except -1:
+        """`_check` has seen to it; but the core would read whatever it is given."""
+        if not ((h is None or self._core.fits(h, self._core.num_layers, self.batch_size, self._core.output_size))
+                and (c is None or self._core.fits(c, self._core.num_layers, self.batch_size, self._core.hidden_size))):
+            raise ValueError("state: not C-contiguous arrays of the stream's dtype and shape")
+        return 0
+
     cdef bint plain(self, cnp.ndarray a, int64_t columns) noexcept:
         """Whether `a` is a [B, columns] array that the core can take as it is."""
-        return (cnp.PyArray_TYPE(a) == self.core.type_num and cnp.PyArray_NDIM(a) == 2
+        return (cnp.PyArray_TYPE(a) == self._core.type_num and cnp.PyArray_NDIM(a) == 2
                 and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == self.batch_size
                 and cnp.PyArray_DIM(a, 1) == columns)
 
-    cdef cnp.ndarray converted(self, x):
-        if type(x) is not np.ndarray:
-            x = np.asarray(x)
-        if x.dtype.kind not in "fiu":
-            raise TypeError(f"x: dtype {x.dtype}, wanted real numbers")
-        if x.shape != (self.batch_size, self.core.input_size):
-            raise ValueError(f"x: shape {x.shape}, wanted {(self.batch_size, self.core.input_size)}")
-        return np.require(x, self.core.dtype, ["C", "A"])
+    def _converted(self, x):
+        """x as [B, I] that the core can take; `layers.Stream` puts its checks here."""
+        raise TypeError(f"x: wanted a C-contiguous {self._core.dtype} array")
 
     def step(self, x, out=None):
         """One step: x [B, I] to the output [B, P], into `out` where given; nothing is allocated then.
@@ -348,22 +351,22 @@ cdef class StreamCore:
         cdef char *to
         cdef fl_status status
         cdef cnp.npy_intp dims[2]
-        if type(x) is cnp.ndarray and self.plain(<cnp.ndarray>x, self.core.input_size):
+        if type(x) is cnp.ndarray and self.plain(<cnp.ndarray>x, self._core.input_size):
             source = <cnp.ndarray>x
         else:
-            source = self.converted(x)
+            source = self._converted(x)
         if out is None:
             dims[0] = self.batch_size
-            dims[1] = self.core.output_size
-            target = <cnp.ndarray>cnp.PyArray_EMPTY(2, dims, self.core.type_num, 0)
+            dims[1] = self._core.output_size
+            target = <cnp.ndarray>cnp.PyArray_EMPTY(2, dims, self._core.type_num, 0)
         else:
             if not isinstance(out, cnp.ndarray):
                 raise TypeError(f"out: {type(out).__name__}, wanted a numpy array")
             target = <cnp.ndarray>out
-            if not self.plain(target, self.core.output_size) or not cnp.PyArray_ISWRITEABLE(target):
+            if not self.plain(target, self._core.output_size) or not cnp.PyArray_ISWRITEABLE(target):
                 raise ValueError(
-                    f"out: {target.dtype} {(<object>target).shape}, wanted a writable C-contiguous {self.core.dtype} "
-                    f"array {(self.batch_size, self.core.output_size)}")
+                    f"out: {target.dtype} {(<object>target).shape}, wanted a writable C-contiguous {self._core.dtype} "
+                    f"array {(self.batch_size, self._core.output_size)}")
             from_ = <const char *>cnp.PyArray_DATA(source)
             to = <char *>cnp.PyArray_DATA(target)
             if from_ < to + cnp.PyArray_NBYTES(target) and to < from_ + cnp.PyArray_NBYTES(source):
@@ -379,21 +382,24 @@ cdef class StreamCore:
 
     def get_state(self):
         """Copies of the state: (h [L, B, P],) or (h, c [L, B, H])."""
-        shape = (self.core.num_layers, self.batch_size)
-        h = np.empty((*shape, self.core.output_size), self.core.dtype)
-        c = np.empty((*shape, self.core.hidden_size), self.core.dtype) if self.core.has_c else None
+        shape = (self._core.num_layers, self.batch_size)
+        h = np.empty((*shape, self._core.output_size), self._core.dtype)
+        c = np.empty((*shape, self._core.hidden_size), self._core.dtype) if self._core.has_c else None
         check(fl_stream_get_state(self.stream, <void *>data_of(h), <void *>data_of(c)))
         return (h,) if c is None else (h, c)
 
     def set_state(self, h, c=None):
+        self.check_state(h, c)
         check(fl_stream_set_state(self.stream, data_of(h), data_of(c)))
 
     def reset(self, rows=None):
-        check(fl_stream_reset(self.stream, <const int64_t *>data_of(rows), 0 if rows is None else len(rows)))
+        if rows is not None:
+            rows = np.require(rows, np.int64, ["C", "A"])
+        check(fl_stream_reset(self.stream, <const int64_t *>data_of(rows), 0 if rows is None else rows.size))
 
     def copy(self):
         """An independent stream, of the same class, in the same state."""
-        cdef StreamCore other = type(self)(self.core, self.batch_size)
+        cdef StreamCore other = type(self)(self._core, self.batch_size)
         cdef fl_stream *copy = NULL
         check(fl_stream_copy(self.stream, &copy))
         fl_stream_free(other.stream)
@@ -408,7 +414,7 @@ def set_num_threads(int64_t n):
 def get_num_threads():
     n = fl_get_num_threads()
     if n < 0:
-        raise ValueError(fl_last_error().decode())
+        raise ValueError(fl_last_error().decode(errors="replace"))
     return n
 
 
@@ -439,13 +445,15 @@ def version():
     return fl_version().decode()
 
 
-cdef double rate(fl_roof_fn *fn, cnp.ndarray data, int64_t n, double seconds) noexcept:
+cdef double rate(fl_roof_fn *fn, cnp.ndarray data, int64_t n, int64_t repeats, double seconds) noexcept:
     """Operations a second, of the fastest of many short runs: what the machine can do when it is left alone."""
     cdef double best = 0, began, took, end = fl_os_now_us() + seconds * 1e6
-    cdef int64_t done
+    cdef int64_t done, i
     while True:
         began = fl_os_now_us()
-        done = fn(cnp.PyArray_DATA(data), n)
+        done = 0
+        for i in range(repeats):
+            done += fn(cnp.PyArray_DATA(data), n)
         took = fl_os_now_us() - began
         if took > 0 and done / took > best:
             best = done / took
@@ -456,12 +464,13 @@ cdef double rate(fl_roof_fn *fn, cnp.ndarray data, int64_t n, double seconds) no
 def peak_flops(str dtype, double seconds=0.2):
     """Measured FMA peak of the path in use, one core, FLOP/s."""
     cdef const fl_kernels *k = fl_kernels_of(<fl_dtype><int>_DTYPES[dtype])
-    return rate(k.roof_fma, np.linspace(0.1, 0.5, 12 * k.lanes).astype(dtype), 20_000, seconds)
+    return rate(k.roof_fma, np.linspace(0.1, 0.5, 12 * k.lanes).astype(dtype), 20_000, 1, seconds)
 
 
 def read_bandwidth(int64_t n_bytes, double seconds=0.2):
     """Measured rate of reading a buffer of that many bytes over and over, one core, bytes/s."""
-    return rate(fl_kernels_of(FL_FLOAT32).roof_read, np.ones(max(n_bytes // 4, 1024), np.float32), n_bytes, seconds)
+    data = np.ones(max(n_bytes // 4, 1024), np.float32)
+    return rate(fl_kernels_of(FL_FLOAT32).roof_read, data, n_bytes, max((1 << 20) // max(n_bytes, 1), 1), seconds)
 
 
 def kernels():
@@ -514,6 +523,6 @@ def last_split():
 
 
 if fl_isa() == NULL:
-    raise ImportError(fl_last_error().decode())
+    raise ImportError(fl_last_error().decode(errors="replace"))
 if fl_get_num_threads() < 0:
-    raise ImportError(fl_last_error().decode())
+    raise ImportError(fl_last_error().decode(errors="replace"))

@@ -558,6 +558,11 @@ class Stream(StreamCore):
 
     __slots__ = ()
 
+    def _converted(self, x: Any) -> Array:
+        """What `step` calls for an x that the core cannot take as it is."""
+        shape = (self.batch_size, self._core.input_size)
+        return _check.states("x", x, [shape], self._core.dtype)[0]
+
     @property
     def batch_size(self) -> int:
         """The number of sequences, B."""
