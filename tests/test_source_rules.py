@@ -160,7 +160,7 @@ def test_python_validates_in_one_place():
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 text = ast.unparse(node.exc)
                 refusal = getattr(node.exc.func, "id", "") in ("ValueError", "TypeError")
-                assert not refusal or any(part in text for part in known), f"{path.name}: {text}: to _check.py"
+                assert not refusal or any(part in text for part in known), f"{path.name}: {text}"
 
 
 def imports_of(path):

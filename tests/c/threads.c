@@ -216,7 +216,9 @@ static void test_streams(void) {
     for (int set = 0; set < 2; set++) {
         set_weights(1 - set);
         if (fl_stream_create(layer, B, NULL, NULL, &stream) != FL_OK) exit(2);
+        fl_stream_step(stream, x, y);
         set_weights(set);
+        fl_stream_reset(stream, NULL, 0);
         fl_stream_step(stream, x, y);
         check(memcmp(y, wanted[set], sizeof(float) * H) == 0, "a stream keeps its old weights");
         fl_stream_free(stream);
