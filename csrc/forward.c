@@ -20,15 +20,14 @@ typedef struct forward_call {
     const fl_layer *layer;
     const fl_sequence *q;
     fl_pack *pack;
-    int64_t *order;    /* rows of the batch, in each chunk by falling length */
+    int64_t *order;  /* rows of the batch, in each chunk by falling length */
+    int64_t *length; /* our own copy: the caller's array may change while we run */
     int64_t chunks, workers;
     int64_t rows;      /* of the largest chunk */
     int64_t chunk_bytes;
     char *memory;      /* [workers][chunk_bytes] */
     fl_team *team;
 } forward_call;
-
-static int64_t length_of(const fl_sequence *q, int64_t b) { return q->lengths ? q->lengths[b] : q->T; }
 
 static int64_t chunk_begin(const forward_call *f, int64_t chunk) { return f->q->B * chunk / f->chunks; }
 
@@ -73,7 +72,7 @@ static void run_direction(const forward_call *f, const chunk_memory *m, int64_t 
     fl_scan s;
     fl_scan_init(&s, l, &f->pack->direction[item], f->rows, q->T, f->team ? f->workers : 1, m->scan);
     for (int64_t r = 0; r < count; r++) {
-        const int64_t b = f->order[first + r], n = length_of(q, b), begin = backwards && n ? n - 1 : 0;
+        const int64_t b = f->order[first + r], n = f->length[b], begin = backwards && n ? n - 1 : 0;
         const int64_t state = item * q->B + b;
         m->steps[r] = n;
         m->x[r] = x->data + (begin * x->stride_t + (x->by_chunk ? r : b) * x->stride_row) * size;
@@ -102,7 +101,7 @@ static void clear_padding(const forward_call *f, int64_t chunk) {
     const int64_t size = f->layer->kernels->element_bytes;
     const int64_t width = f->layer->directions * f->layer->output_size * size;
     for (int64_t r = chunk_begin(f, chunk); r < chunk_begin(f, chunk + 1); r++)
-        for (int64_t t = length_of(q, f->order[r]); t < q->T; t++)
+        for (int64_t t = f->length[f->order[r]]; t < q->T; t++)
             memset((char *)q->y + (t * q->y_stride_t + f->order[r] * q->y_stride_b) * size, 0, (size_t)width);
 }
 
@@ -154,7 +153,7 @@ static bool order_rows(forward_call *f) {
     }
     row_length *rows = malloc((size_t)q->B * sizeof *rows);
     if (!rows) return false;
-    for (int64_t b = 0; b < q->B; b++) rows[b] = (row_length){b, q->lengths[b]};
+    for (int64_t b = 0; b < q->B; b++) rows[b] = (row_length){b, f->length[b]};
     qsort(rows, (size_t)q->B, sizeof *rows, by_length);
     int64_t taken = 0;
     for (int64_t r = 0; taken < q->B; r++)
@@ -164,12 +163,6 @@ static bool order_rows(forward_call *f) {
         }
     free(rows);
     return true;
-}
-
-static int64_t total_steps(const fl_sequence *q) {
-    int64_t sum = 0;
-    for (int64_t b = 0; b < q->B && q->lengths; b++) sum += q->lengths[b];
-    return q->lengths ? sum : q->T * q->B;
 }
 
 /* One core's microseconds for `steps` steps of a sequence, by the rates of a current core: near the peak in a batch,
@@ -188,10 +181,10 @@ double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B) {
 }
 
 /* Splitting the batch needs no barrier, but each worker should fill a tile of the product kernel; else split units. */
-static fl_split choose_split(const fl_layer *l, const fl_sequence *q, int64_t threads) {
+static fl_split choose_split(const fl_layer *l, const fl_sequence *q, int64_t steps, int64_t threads) {
     const int forced = atomic_load(&forced_split);
     if (forced != FL_SPLIT_AUTO) return (fl_split)forced;
-    const double us = estimate_us(l, (double)total_steps(q), q->B);
+    const double us = estimate_us(l, (double)steps, q->B);
     if (threads < 2 || us < ALONE_US) return FL_SPLIT_NONE;
     if (q->B >= 4 * threads) return FL_SPLIT_BATCH;
     const double step_us = us / (double)(q->T * l->config.num_layers * l->directions);
@@ -206,55 +199,73 @@ static fl_status check_sequence(const fl_layer *l, const fl_sequence *q) {
     if (q->T < 0) return fl_fail(FL_BAD_ARGUMENT, "T is %lld, wanted 0 or more", (long long)q->T);
     if (q->B < 0) return fl_fail(FL_BAD_ARGUMENT, "B is %lld, wanted 0 or more", (long long)q->B);
     const int64_t widest = l->config.hidden_size > l->config.input_size ? l->config.hidden_size : l->config.input_size;
+    const int64_t states = l->config.num_layers * l->directions;
     int64_t n;
-    if (!fl_mul(q->T + 1, q->B, &n) || !fl_mul(n, 16 * widest, &n) ||
-        !fl_mul(l->config.num_layers * l->directions * q->B, 16 * widest, &n))
+    if (q->T == INT64_MAX || !fl_mul(q->T + 1, q->B, &n) || !fl_mul(n, 16 * widest, &n) || !fl_mul(states, q->B, &n) ||
+        !fl_mul(n, 16 * widest, &n))
         return fl_fail(FL_BAD_ARGUMENT, "T is %lld and B %lld: too large", (long long)q->T, (long long)q->B);
     if (q->T && q->B && !q->x) return fl_fail(FL_BAD_ARGUMENT, "x: NULL");
     if (q->T && q->B && !q->y) return fl_fail(FL_BAD_ARGUMENT, "y: NULL");
-    for (int64_t b = 0; q->lengths && b < q->B; b++)
-        if (q->lengths[b] < 0 || q->lengths[b] > q->T)
-            return fl_fail(FL_BAD_ARGUMENT, "lengths[%lld] is %lld, wanted 0 to %lld", (long long)b,
-                           (long long)q->lengths[b], (long long)q->T);
+    return FL_OK;
+}
+
+/* Copies and checks the lengths; their sum goes to *steps. */
+static fl_status take_lengths(forward_call *f, int64_t *steps) {
+    const fl_sequence *q = f->q;
+    *steps = 0;
+    f->order = malloc((size_t)(q->B ? q->B : 1) * sizeof *f->order);
+    f->length = malloc((size_t)(q->B ? q->B : 1) * sizeof *f->length);
+    if (!f->order || !f->length) return fl_fail(FL_NO_MEMORY, "forward: no memory for B = %lld", (long long)q->B);
+    for (int64_t b = 0; b < q->B; b++) {
+        const int64_t n = f->length[b] = q->lengths ? q->lengths[b] : q->T;
+        if (n < 0 || n > q->T)
+            return fl_fail(FL_BAD_ARGUMENT, "lengths[%lld] is %lld, wanted 0 to %lld", (long long)b, (long long)n,
+                           (long long)q->T);
+        *steps += n;
+    }
+    return FL_OK;
+}
+
+static fl_status run_forward(forward_call *f) {
+    const fl_layer *layer = f->layer;
+    const fl_sequence *q = f->q;
+    const int64_t threads = fl_get_num_threads();
+    int64_t steps, bytes;
+    if (threads < 0) return FL_BAD_ARGUMENT;
+    const fl_status status = take_lengths(f, &steps);
+    if (status) return status;
+    const fl_split split = last_split = choose_split(layer, q, steps, threads);
+    f->chunks = (q->B + MOST_ROWS - 1) / MOST_ROWS;
+    f->workers = threads;
+    if (split == FL_SPLIT_BATCH) {
+        f->chunks = fl_round_up(f->chunks, threads);
+        if (f->chunks > q->B) f->chunks = q->B;
+    }
+    if (f->chunks < 1) f->chunks = 1;
+    f->rows = (q->B + f->chunks - 1) / f->chunks;
+    chunk_memory unused;
+    const int64_t team = split == FL_SPLIT_UNITS ? threads : 1, copies = split == FL_SPLIT_BATCH ? threads : 1;
+    f->chunk_bytes = lay_out_chunk(f, team, NULL, &unused);
+    f->memory = fl_mul(f->chunk_bytes, copies, &bytes) ? fl_os_alloc(bytes) : NULL;
+    if (!f->memory || !order_rows(f))
+        return fl_fail(FL_NO_MEMORY, "forward: no memory for %lld bytes of work space", (long long)f->chunk_bytes);
+    f->pack = fl_layer_pack(layer);
+    if (!f->pack) return FL_NO_WEIGHTS;
+    const fl_fp_mode mode = fl_fp_begin();
+    if (split == FL_SPLIT_UNITS) fl_parallel_stages(threads, run_in_team, f);
+    else fl_parallel_tasks(split == FL_SPLIT_BATCH ? threads : 1, f->chunks, run_chunk, f);
+    fl_fp_end(mode);
     return FL_OK;
 }
 
 fl_status fl_forward(const fl_layer *layer, const fl_sequence *q) {
-    const fl_status status = check_sequence(layer, q);
+    fl_status status = check_sequence(layer, q);
     if (status) return status;
-    const int64_t threads = fl_get_num_threads();
-    if (threads < 0) return FL_BAD_ARGUMENT;
     forward_call f = {.layer = layer, .q = q};
-    const fl_split split = last_split = choose_split(layer, q, threads);
-    f.chunks = (q->B + MOST_ROWS - 1) / MOST_ROWS;
-    f.workers = threads;
-    if (split == FL_SPLIT_BATCH) {
-        f.chunks = fl_round_up(f.chunks, threads);
-        if (f.chunks > q->B) f.chunks = q->B;
-    }
-    if (f.chunks < 1) f.chunks = 1;
-    f.rows = (q->B + f.chunks - 1) / f.chunks;
-    chunk_memory unused;
-    const int64_t team = split == FL_SPLIT_UNITS ? threads : 1, copies = split == FL_SPLIT_BATCH ? threads : 1;
-    f.chunk_bytes = lay_out_chunk(&f, team, NULL, &unused);
-    int64_t bytes;
-    const bool fits = fl_mul(f.chunk_bytes, copies, &bytes);
-    f.order = malloc((size_t)(q->B ? q->B : 1) * sizeof *f.order);
-    f.memory = fits ? fl_os_alloc(bytes) : NULL;
-    if (!f.order || !f.memory || !order_rows(&f)) {
-        free(f.order);
-        fl_os_free(f.memory);
-        return fl_fail(FL_NO_MEMORY, "forward: no memory for %lld bytes of work space", (long long)f.chunk_bytes);
-    }
-    f.pack = fl_layer_pack(layer);
-    if (f.pack) {
-        const fl_fp_mode mode = fl_fp_begin();
-        if (split == FL_SPLIT_UNITS) fl_parallel_stages(threads, run_in_team, &f);
-        else fl_parallel_tasks(split == FL_SPLIT_BATCH ? threads : 1, f.chunks, run_chunk, &f);
-        fl_fp_end(mode);
-        fl_pack_release(f.pack);
-    }
-    free(f.order);
+    status = run_forward(&f);
+    fl_pack_release(f.pack);
     fl_os_free(f.memory);
-    return f.pack ? FL_OK : FL_NO_WEIGHTS;
+    free(f.length);
+    free(f.order);
+    return status;
 }

@@ -78,8 +78,7 @@ struct fl_layer {
     fl_cell_options options;
     int64_t output_size, directions; /* P, D */
     int64_t hidden_stride, output_stride; /* H and P rounded up to whole vectors */
-    fl_mutex *lock; /* of `pack` */
-    fl_pack *pack;
+    fl_pack *pack;        /* read and swapped under fl_os_lock */
     atomic_int version; /* of `pack`, so that a stream sees a change without the lock */
 };
 

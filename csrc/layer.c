@@ -85,11 +85,7 @@ fl_status fl_create(const fl_config *config, fl_layer **out) {
     const fl_kernels *kernels = fl_kernels_of((fl_dtype)config->dtype);
     if (!kernels) return FL_UNSUPPORTED;
     fl_layer *layer = calloc(1, sizeof *layer);
-    if (layer) layer->lock = fl_mutex_create();
-    if (!layer || !layer->lock) {
-        free(layer);
-        return fl_fail(FL_NO_MEMORY, "layer: no memory");
-    }
+    if (!layer) return fl_fail(FL_NO_MEMORY, "layer: no memory");
     atomic_init(&layer->references, 1);
     atomic_init(&layer->version, 0);
     layer->config = *config;
@@ -113,7 +109,6 @@ fl_layer *fl_layer_retain(const fl_layer *layer) {
 void fl_free(fl_layer *layer) {
     if (!layer || atomic_fetch_sub_explicit(&layer->references, 1, memory_order_acq_rel) != 1) return;
     fl_pack_release(layer->pack);
-    fl_mutex_destroy(layer->lock);
     free(layer);
 }
 
@@ -126,20 +121,20 @@ fl_status fl_set_weights(fl_layer *layer, const fl_weights *weights, int64_t cou
     fl_pack *pack = NULL;
     const fl_status status = fl_pack_create(layer, weights, &pack);
     if (status) return status;
-    fl_mutex_lock(layer->lock);
+    fl_os_lock();
     fl_pack *old = layer->pack;
     layer->pack = pack;
     atomic_fetch_add_explicit(&layer->version, 1, memory_order_release);
-    fl_mutex_unlock(layer->lock);
+    fl_os_unlock();
     fl_pack_release(old);
     return FL_OK;
 }
 
 fl_pack *fl_layer_pack(const fl_layer *layer) {
-    fl_mutex_lock(layer->lock);
+    fl_os_lock();
     fl_pack *pack = layer->pack;
     if (pack) atomic_fetch_add_explicit(&pack->references, 1, memory_order_relaxed);
-    fl_mutex_unlock(layer->lock);
+    fl_os_unlock();
     if (!pack) fl_fail(FL_NO_WEIGHTS, "weights: none have been set yet");
     return pack;
 }

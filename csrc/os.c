@@ -49,6 +49,20 @@ void fl_mutex_lock(fl_mutex *m) { pthread_mutex_lock(&m->mutex); }
 bool fl_mutex_try_lock(fl_mutex *m) { return pthread_mutex_trylock(&m->mutex) == 0; }
 void fl_mutex_unlock(fl_mutex *m) { pthread_mutex_unlock(&m->mutex); }
 
+static pthread_mutex_t brief = PTHREAD_MUTEX_INITIALIZER;
+
+static void unlock_brief(void) { pthread_mutex_unlock(&brief); }
+static void lock_brief(void) { pthread_mutex_lock(&brief); }
+static void register_brief(void) { pthread_atfork(lock_brief, unlock_brief, unlock_brief); }
+
+void fl_os_lock(void) {
+    static pthread_once_t registered = PTHREAD_ONCE_INIT;
+    pthread_once(&registered, register_brief);
+    lock_brief();
+}
+
+void fl_os_unlock(void) { unlock_brief(); }
+
 struct fl_monitor {
     pthread_mutex_t mutex;
     pthread_cond_t changed;

@@ -17,6 +17,11 @@ void fl_mutex_lock(fl_mutex *mutex);
 bool fl_mutex_try_lock(fl_mutex *mutex);
 void fl_mutex_unlock(fl_mutex *mutex);
 
+/* The process's one lock, for what takes some nanoseconds. Nobody else holds it when the process forks: a child finds it
+ * free. */
+void fl_os_lock(void);
+void fl_os_unlock(void);
+
 /* A condition with the mutex that guards it. */
 typedef struct fl_monitor fl_monitor;
 fl_monitor *fl_monitor_create(void);

@@ -2,7 +2,7 @@
  *
  * A step is a stage or two of fl_team_stage, with a barrier between: workers own fixed slices of hidden units. Within
  * a slice the product writes a tile of pre-activations to scratch that stays in L1, and the cell kernel reads it from
- * there. Where a step has few rows, the input is projected ahead of time, for as many steps as make a tile of some 64
+ * there. Where a step has few rows, the input is projected ahead of time, for as many steps as make a tile of some 32
  * rows; else (and for a single step, or an input so narrow that the detour costs more) it is part of the step's
  * product. The bits are the same: bias, then x, then h, in one order.
  * Rows come ordered by their number of steps, so that the active ones are always the first. */

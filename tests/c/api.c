@@ -70,8 +70,9 @@ typedef struct kind {
 } kind;
 
 static const kind kinds[] = {
-    {"lstm", FL_LSTM, 4, 2, 0, 0, 0}, {"lstm projection", FL_LSTM, 4, 2, P, 0, 0}, {"gru", FL_GRU, 3, 1, 0, 0, 0},
-    {"gru reset before", FL_GRU, 3, 2, 0, 0, 1}, {"rnn", FL_RNN, 1, 1, 0, 0, 0}, {"gated rnn", FL_GATED_RNN, 2, 3, 0, 0, 0},
+    {"lstm", FL_LSTM, 4, 2, 0, 0, 0},      {"lstm projection", FL_LSTM, 4, 2, P, 0, 0},
+    {"gru", FL_GRU, 3, 1, 0, 0, 0},        {"gru reset before", FL_GRU, 3, 2, 0, 0, 1},
+    {"rnn", FL_RNN, 1, 1, 0, 0, 0},        {"gated rnn", FL_GATED_RNN, 2, 3, 0, 0, 0},
     {"lstm both", FL_LSTM, 4, 2, 0, 1, 0}, {"gru both", FL_GRU, 3, 1, 0, 1, 0},
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0], MOST_ITEMS = 6 };
@@ -122,8 +123,17 @@ static void test_step_is_forward(const kind *k) {
     fl_layer *layer = layer_of(k);
     static float x[T * B * I], y[T * B * H], h[3 * B * H], c[3 * B * H], h_step[3 * B * H], c_step[3 * B * H];
     memcpy(x, numbers, sizeof x);
-    const fl_sequence q = {.size = sizeof q, .T = T, .B = B, .x = x, .x_stride_t = B * I, .x_stride_b = I, .y = y,
-                           .y_stride_t = B * out, .y_stride_b = out, .h_n = h, .c_n = c};
+    const fl_sequence q = {.size = sizeof q,
+                           .T = T,
+                           .B = B,
+                           .x = x,
+                           .x_stride_t = B * I,
+                           .x_stride_b = I,
+                           .y = y,
+                           .y_stride_t = B * out,
+                           .y_stride_b = out,
+                           .h_n = h,
+                           .c_n = c};
     check(fl_forward(layer, &q) == FL_OK, "%s: forward: %s", k->name, fl_last_error());
 
     fl_stream *stream = NULL, *copy = NULL;
@@ -177,8 +187,17 @@ static void test_known_answer(void) {
     fl_create(&config, &layer);
     const fl_weights w = {.size = sizeof w, .weight_ih = {one, 4}, .weight_hh = {one, 4}};
     check(fl_set_weights(layer, &w, 1) == FL_OK, "known answer: %s", fl_last_error());
-    const fl_sequence q = {.size = sizeof q, .T = 2, .B = 1, .x = x, .x_stride_t = 1, .x_stride_b = 1, .y = y,
-                           .y_stride_t = 1, .y_stride_b = 1, .h_n = &h, .c_n = &c};
+    const fl_sequence q = {.size = sizeof q,
+                           .T = 2,
+                           .B = 1,
+                           .x = x,
+                           .x_stride_t = 1,
+                           .x_stride_b = 1,
+                           .y = y,
+                           .y_stride_t = 1,
+                           .y_stride_b = 1,
+                           .h_n = &h,
+                           .c_n = &c};
     check(fl_forward(layer, &q) == FL_OK, "known answer: %s", fl_last_error());
     double hidden = 0, cell = 0;
     for (int t = 0; t < 2; t++) {
@@ -196,7 +215,8 @@ static void test_nothing_to_do(void) {
     float h[2 * B * H], c[2 * B * H], x = 0, y = 0;
     fl_sequence q = {.size = sizeof q, .T = 0, .B = B, .h0 = numbers, .c0 = numbers + 9, .h_n = h, .c_n = c};
     check(fl_forward(layer, &q) == FL_OK, "T = 0: %s", fl_last_error());
-    check(memcmp(h, numbers, sizeof h) == 0 && memcmp(c, numbers + 9, sizeof c) == 0, "T = 0: state not handed through");
+    check(memcmp(h, numbers, sizeof h) == 0 && memcmp(c, numbers + 9, sizeof c) == 0,
+          "T = 0: state not handed through");
     q.B = 0;
     q.T = 3;
     check(fl_forward(layer, &q) == FL_OK, "B = 0: %s", fl_last_error());
@@ -243,18 +263,31 @@ static void test_guard_pages(const kind *k) {
         for (int ragged = 0; ragged < 2; ragged++) {
             const int64_t lengths[B] = {ragged ? 3 : T, ragged ? 0 : T, T, ragged ? 1 : T};
             float wanted_y[T * B * 2 * H], wanted_h[MOST_ITEMS * B * H];
-            fl_sequence q = {.size = sizeof q, .T = T, .B = B, .x = numbers, .x_stride_t = B * I, .x_stride_b = I,
-                             .y = wanted_y, .y_stride_t = B * D * out, .y_stride_b = D * out, .lengths = lengths,
-                             .h0 = numbers, .c0 = numbers + 3, .h_n = wanted_h};
+            fl_sequence q = {.size = sizeof q,
+                             .T = T,
+                             .B = B,
+                             .x = numbers,
+                             .x_stride_t = B * I,
+                             .x_stride_b = I,
+                             .y = wanted_y,
+                             .y_stride_t = B * D * out,
+                             .y_stride_b = D * out,
+                             .lengths = lengths,
+                             .h0 = numbers,
+                             .c0 = numbers + 3,
+                             .h_n = wanted_h};
             check(fl_forward(layer, &q) == FL_OK, "%s: %s", k->name, fl_last_error());
 
             const size_t y_bytes = sizeof(float) * (size_t)(T * B * D * out);
             const size_t h_bytes = sizeof(float) * (size_t)(items * B * out);
             const size_t c_bytes = sizeof(float) * (size_t)(items * B * H);
             fenced f[] = {
-                fence(numbers, sizeof(float) * T * B * I, at_end, false), fence(NULL, y_bytes, at_end, false),
-                fence(lengths, sizeof lengths, at_end, false),            fence(numbers, h_bytes, at_end, false),
-                fence(numbers + 3, c_bytes, at_end, false),               fence(NULL, h_bytes, at_end, false),
+                fence(numbers, sizeof(float) * T * B * I, at_end, false),
+                fence(NULL, y_bytes, at_end, false),
+                fence(lengths, sizeof lengths, at_end, false),
+                fence(numbers, h_bytes, at_end, false),
+                fence(numbers + 3, c_bytes, at_end, false),
+                fence(NULL, h_bytes, at_end, false),
                 fence(NULL, c_bytes, at_end, false),
             };
             q.x = f[0].data;
@@ -280,13 +313,21 @@ static void test_guard_pages(const kind *k) {
         memcpy(x.data + (size_t)b * stride, numbers, page);
     }
     const int64_t lengths[2] = {n, n - 3};
-    const fl_sequence q = {.size = sizeof q, .T = LONG_T, .B = 2, .x = x.data, .x_stride_t = I,
-                           .x_stride_b = (int64_t)(stride / sizeof(float)), .y = y, .y_stride_t = D * out,
-                           .y_stride_b = LONG_T * D * out, .lengths = lengths};
+    const fl_sequence q = {.size = sizeof q,
+                           .T = LONG_T,
+                           .B = 2,
+                           .x = x.data,
+                           .x_stride_t = I,
+                           .x_stride_b = (int64_t)(stride / sizeof(float)),
+                           .y = y,
+                           .y_stride_t = D * out,
+                           .y_stride_b = LONG_T * D * out,
+                           .lengths = lengths};
     check(fl_forward(layer, &q) == FL_OK, "%s: hidden padding: %s", k->name, fl_last_error());
     bool zero = true;
     for (int b = 0; b < 2; b++)
-        for (int64_t i = lengths[b] * D * out; i < LONG_T * D * out; i++) zero = zero && y[b * LONG_T * D * out + i] == 0;
+        for (int64_t i = lengths[b] * D * out; i < LONG_T * D * out; i++)
+            zero = zero && y[b * LONG_T * D * out + i] == 0;
     check(zero, "%s: padded output is not zero", k->name);
     munmap(x.map, x.bytes);
     free(y);
@@ -302,12 +343,12 @@ static void refused(fl_status got, fl_status wanted, const char *name, const cha
 
 static void test_bad_config(void) {
     fl_layer *layer = (fl_layer *)&numbers;
-#define REFUSE(field, value, name)                                                                                    \
-    do {                                                                                                              \
-        fl_config c = config_of(&kinds[0]);                                                                           \
-        c.field = value;                                                                                              \
-        refused(fl_create(&c, &layer), FL_BAD_ARGUMENT, name, #field " = " #value);                                   \
-        check(layer == NULL, #field ": the handle is not NULL");                                                      \
+#define REFUSE(field, value, name)                                                  \
+    do {                                                                            \
+        fl_config c = config_of(&kinds[0]);                                         \
+        c.field = value;                                                            \
+        refused(fl_create(&c, &layer), FL_BAD_ARGUMENT, name, #field " = " #value); \
+        check(layer == NULL, #field ": the handle is not NULL");                    \
     } while (0)
     REFUSE(size, 0, "size");
     REFUSE(size, sizeof(fl_config) + 8, "size");
@@ -360,8 +401,15 @@ static void test_bad_weights(void) {
     const int64_t count = weights_of(k, w);
     check(fl_create(&config, &layer) == FL_OK, "create");
     float x[I] = {0}, y[P];
-    const fl_sequence q = {.size = sizeof q, .T = 1, .B = 1, .x = x, .x_stride_t = I, .x_stride_b = I, .y = y,
-                           .y_stride_t = P, .y_stride_b = P};
+    const fl_sequence q = {.size = sizeof q,
+                           .T = 1,
+                           .B = 1,
+                           .x = x,
+                           .x_stride_t = I,
+                           .x_stride_b = I,
+                           .y = y,
+                           .y_stride_t = P,
+                           .y_stride_b = P};
     refused(fl_forward(layer, &q), FL_NO_WEIGHTS, "weights", "forward without weights");
     fl_stream *stream;
     refused(fl_stream_create(layer, 1, NULL, NULL, &stream), FL_NO_WEIGHTS, "weights", "stream without weights");
@@ -369,11 +417,11 @@ static void test_bad_weights(void) {
     refused(fl_set_weights(layer, NULL, count), FL_BAD_ARGUMENT, "weights", "no weights");
     refused(fl_set_weights(layer, w, count + 1), FL_BAD_ARGUMENT, "count", "too many");
     refused(fl_set_weights(layer, w, -1), FL_BAD_ARGUMENT, "count", "too few");
-#define REFUSE_WEIGHT(field, array, n)                                                                                \
-    do {                                                                                                              \
-        weights_of(k, w);                                                                                             \
-        w[1].field = (fl_array){array, n};                                                                            \
-        refused(fl_set_weights(layer, w, count), FL_BAD_ARGUMENT, #field, #field " wrong");                           \
+#define REFUSE_WEIGHT(field, array, n)                                                      \
+    do {                                                                                    \
+        weights_of(k, w);                                                                   \
+        w[1].field = (fl_array){array, n};                                                  \
+        refused(fl_set_weights(layer, w, count), FL_BAD_ARGUMENT, #field, #field " wrong"); \
     } while (0)
     REFUSE_WEIGHT(weight_ih, numbers, 4 * H * P - 1);
     REFUSE_WEIGHT(weight_ih, NULL, 4 * H * P);
@@ -398,13 +446,20 @@ static void test_bad_sequence(void) {
     fl_layer *layer = layer_of(&kinds[0]);
     float x[T * B * I] = {0}, y[T * B * H];
     const int64_t long_one[B] = {1, T + 1, 0, 0}, negative[B] = {1, 2, 3, -1};
-    const fl_sequence good = {.size = sizeof good, .T = T, .B = B, .x = x, .x_stride_t = B * I, .x_stride_b = I,
-                              .y = y, .y_stride_t = B * H, .y_stride_b = H};
-#define REFUSE_SEQUENCE(field, value, name)                                                                           \
-    do {                                                                                                              \
-        fl_sequence q = good;                                                                                         \
-        q.field = value;                                                                                              \
-        refused(fl_forward(layer, &q), FL_BAD_ARGUMENT, name, #field " = " #value);                                   \
+    const fl_sequence good = {.size = sizeof good,
+                              .T = T,
+                              .B = B,
+                              .x = x,
+                              .x_stride_t = B * I,
+                              .x_stride_b = I,
+                              .y = y,
+                              .y_stride_t = B * H,
+                              .y_stride_b = H};
+#define REFUSE_SEQUENCE(field, value, name)                                         \
+    do {                                                                            \
+        fl_sequence q = good;                                                       \
+        q.field = value;                                                            \
+        refused(fl_forward(layer, &q), FL_BAD_ARGUMENT, name, #field " = " #value); \
     } while (0)
     REFUSE_SEQUENCE(size, 1, "size");
     REFUSE_SEQUENCE(T, -1, "T");

@@ -88,8 +88,8 @@ static double product_number(uint64_t tag, int64_t i, int64_t j) {
     return random_unit(&state);
 }
 
-static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_t depth, int64_t parts,
-                         start_kind kind, bool at_end, bool with_nan) {
+static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_t depth, int64_t parts, start_kind kind,
+                         bool at_end, bool with_nan) {
     static double a[2][MOST_ROWS][64], start[MOST_ROWS][256];
     static char inputs[2 * MOST_ROWS * 64 * 8], weights[2][16 * 16 * 64 * 8];
     const int64_t size = k->element_bytes, n = vecs * k->lanes, stride = n + k->lanes;
@@ -148,8 +148,9 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
             put(want, size, 0, size == 4 ? (double)f : g);
             const double got = get(out, size, r * stride + j), wanted = size == 4 ? (double)f : g;
             if (exact_fma) right = right && same_bits(out + (r * stride + j) * size, want, size, 0);
-            else right = right && (isnan(got) == isnan(wanted)) &&
-                         (isnan(got) || fabs(got - wanted) <= bound * (size == 4 ? 1e-5 : 1e-14) || got == wanted);
+            else
+                right = right && (isnan(got) == isnan(wanted)) &&
+                        (isnan(got) || fabs(got - wanted) <= bound * (size == 4 ? 1e-5 : 1e-14) || got == wanted);
         }
         if (r < rows - 1) gaps = gaps && untouched(out + (r * stride + n) * size, (stride - n) * size, 0xff);
     }
@@ -164,8 +165,8 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     if (kind != START_IS_OUT) kept = kept && margin_untouched(&start_guard);
     const char *what = kind == START_SHARED ? "shared start" : kind == START_ROWS ? "start rows" : "start is out";
 #define PRODUCT "product_%s_%s: rows %lld, vecs %lld, depth %lld, parts %lld, %s, %s%s: %s"
-#define PRODUCT_ARGUMENTS                                                                                             \
-    size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, (long long)parts, what,    \
+#define PRODUCT_ARGUMENTS                                                                                          \
+    size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, (long long)parts, what, \
         at_end ? "at the end" : "at the beginning", with_nan ? ", NaN" : ""
     check(right, PRODUCT, PRODUCT_ARGUMENTS, "wrong result");
     check(gaps, PRODUCT, PRODUCT_ARGUMENTS, "wrote between rows");
@@ -183,8 +184,12 @@ static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
                         for (int at_end = 0; at_end < 2; at_end++) {
                             /* The long ones are for the loop's own tails; the rows' are seen at the short ones. */
                             if ((depths[d] > 5 && kind != START_ROWS) || (rows == 15 && (vecs > 5 || d % 2))) continue;
-                            product_case(k, rows == 15 ? 31 : rows ? rows : 1, vecs, depths[d], parts,
-                                         (start_kind)kind, at_end, rows == 0 || (rows == 7 && d == 2));
+                            product_case(k,
+                                         rows == 15 ? 31
+                                         : rows     ? rows
+                                                    : 1,
+                                         vecs, depths[d], parts, (start_kind)kind, at_end,
+                                         rows == 0 || (rows == 7 && d == 2));
                         }
     /* No rows: nothing is touched. */
     fl_product_args p = {.rows = 0, .vecs = 3, .parts = 1, .part = {{5, NULL, NULL}}};
@@ -328,9 +333,12 @@ static char first_h[CELL_ROWS * MOST_H * 8], first_c[CELL_ROWS * MOST_H * 8];
 
 /* inf and 1e30 have one answer where everything saturates. */
 static bool saturates(const fl_cell_options *s) {
-    for (int role = 0; role < 3; role++)
-        switch (s->act[role].kind) {
-        case FL_SIGMOID: case FL_TANH: case FL_SCALED_TANH: case FL_HARD_SIGMOID: case FL_SOFTSIGN: break;
+    for (int role = 0; role < 3; role++) switch (s->act[role].kind) {
+        case FL_SIGMOID:
+        case FL_TANH:
+        case FL_SCALED_TANH:
+        case FL_HARD_SIGMOID:
+        case FL_SOFTSIGN: break;
         default: return false;
         }
     return true;
@@ -400,9 +408,22 @@ static void cell_case(const cell_test *t, const fl_kernels *k, fl_cell_fn *fn, c
     static char h_before[1 << 14];
     memcpy(h_before, h, (size_t)(rows * stride * size));
     const fl_cell_args p = {
-        .rows = rows, .hidden = hidden, .begin = begin, .end = end, .z = z, .z_stride = z_stride, .zx = zx,
-        .zx_stride = zx_stride, .h = h, .h_out = h_out, .c = c, .state_stride = stride, .y = with_y ? y : NULL,
-        .y_offset = y_offset, .peephole = peephole, .options = options,
+        .rows = rows,
+        .hidden = hidden,
+        .begin = begin,
+        .end = end,
+        .z = z,
+        .z_stride = z_stride,
+        .zx = zx,
+        .zx_stride = zx_stride,
+        .h = h,
+        .h_out = h_out,
+        .c = c,
+        .state_stride = stride,
+        .y = with_y ? y : NULL,
+        .y_offset = y_offset,
+        .peephole = peephole,
+        .options = options,
     };
     const fl_fp_mode mode = fl_fp_begin();
     fn(&p);
@@ -455,8 +476,8 @@ static void cell_case(const cell_test *t, const fl_kernels *k, fl_cell_fn *fn, c
               (!peephole || margin_untouched(&peephole_guard)) &&
               memcmp(h_before, h, (size_t)(rows * stride * size)) == 0;
 #define CELL "%s_%s_%s: H %lld, units %lld to %lld, variant %d, %s, %s: %s"
-#define CELL_ARGUMENTS                                                                                                \
-    t->op, size == 4 ? "f32" : "f64", k->isa, (long long)hidden, (long long)begin, (long long)end, variant,           \
+#define CELL_ARGUMENTS                                                                                      \
+    t->op, size == 4 ? "f32" : "f64", k->isa, (long long)hidden, (long long)begin, (long long)end, variant, \
         with_y ? "y" : "no y", at_end ? "at the end" : "at the beginning"
     check(right, CELL " by %.3g eps", CELL_ARGUMENTS, "wrong result", worst);
     check(outside, CELL, CELL_ARGUMENTS, "wrote outside");
@@ -526,7 +547,6 @@ static void test_map(const char *op, fl_dtype dtype, size_t offset) {
                     right = right && (isnan((double)w) == isnan(got)) &&
                             (isnan(got) || fabsl(got - w) <= bound * eps * fabsl(w) ||
                              (fabsl(w) < (size == 4 ? 1.2e-38 : 2.3e-308) && got == 0));
-                
                 }
                 if (path == 0 && !at_end) memcpy(first, out, (size_t)(n * size));
                 else bits = first_difference(first, out, size, n) < 0;
@@ -598,8 +618,9 @@ static bool test_one(const fl_kernel_info *info, fl_dtype dtype) {
             test_cell(&cell_tests[i], dtype, info->offset);
             return true;
         }
-    void (*each)(const fl_kernels *, const fl_kernel_info *) =
-        strcmp(info->op, "product") == 0 ? test_product : strncmp(info->op, "roof_", 5) == 0 ? test_roof : NULL;
+    void (*each)(const fl_kernels *, const fl_kernel_info *) = strcmp(info->op, "product") == 0     ? test_product
+                                                               : strncmp(info->op, "roof_", 5) == 0 ? test_roof
+                                                                                                    : NULL;
     if (!each) return false;
     for (int path = 0; path < path_count; path++) each(fl_kernels_named(paths[path], dtype), info);
     return true;
@@ -610,8 +631,8 @@ int main(void) {
         w_part[part] = guarded_create(16 * 16 * 64 * 8);
         for (int r = 0; r < MOST_ROWS; r++) a_rows[part][r] = guarded_create(1024);
     }
-    guarded *large[] = {&start_guard, &out_guard, &z_guard, &zx_guard, &h_guard, &h_out_guard, &c_guard,
-                        &peephole_guard, &y_guard[0], &y_guard[1], &y_guard[2]};
+    guarded *large[] = {&start_guard, &out_guard,      &z_guard,    &zx_guard,   &h_guard,   &h_out_guard,
+                        &c_guard,     &peephole_guard, &y_guard[0], &y_guard[1], &y_guard[2]};
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) *large[i] = guarded_create(1 << 18);
     exact_fma = true;
     for (const char *name; path_count < MOST_PATHS && (name = fl_isa_at(path_count)) != NULL;) {

@@ -55,7 +55,8 @@ static void naive_step(const network *n, int64_t item, const double *x, int64_t 
             break;
         }
         case FL_GRU: {
-            const double r = sigma(limit(n, Z(0))), z = sigma(limit(n, Z(1))), bias = n->c.bias ? n->b_hh[item][2 * H + j] : 0;
+            const double r = sigma(limit(n, Z(0))), z = sigma(limit(n, Z(1))),
+                         bias = n->c.bias ? n->b_hh[item][2 * H + j] : 0;
             const double before = dot(n->w_hh[item] + (2 * H + j) * P, reset, H) + bias;
             const double m = tanh(limit(n, a[2 * H + j] + (n->c.reset_after ? r * u[2 * H + j] : before)));
             new_h[j] = (1 - z) * m + z * h[j];
@@ -120,14 +121,26 @@ static void test(network *n, fl_dtype dtype, bool ragged) {
     check(fl_create(&n->c, &layer) == FL_OK, "%s: %s", n->name, fl_last_error());
     check(fl_set_weights(layer, w, items) == FL_OK, "%s: %s", n->name, fl_last_error());
     const bool has_c = n->c.cell == FL_LSTM;
-    const fl_sequence q = {.size = sizeof q, .T = T, .B = B, .x = x_t, .x_stride_t = B * I, .x_stride_b = I, .y = y,
-                           .y_stride_t = B * D * P, .y_stride_b = D * P, .lengths = lengths, .h0 = h_t,
-                           .c0 = has_c ? c_t : NULL, .h_n = h_n, .c_n = has_c ? c_n : NULL};
+    const fl_sequence q = {.size = sizeof q,
+                           .T = T,
+                           .B = B,
+                           .x = x_t,
+                           .x_stride_t = B * I,
+                           .x_stride_b = I,
+                           .y = y,
+                           .y_stride_t = B * D * P,
+                           .y_stride_b = D * P,
+                           .lengths = lengths,
+                           .h0 = h_t,
+                           .c0 = has_c ? c_t : NULL,
+                           .h_n = h_n,
+                           .c_n = has_c ? c_n : NULL};
     check(fl_forward(layer, &q) == FL_OK, "%s: %s", n->name, fl_last_error());
     fl_stream *stream = NULL;
     void *steps = as_type(NULL, T * B * P, size);
     if (D == 1 && !n->c.reverse) {
-        check(fl_stream_create(layer, B, h_t, has_c ? c_t : NULL, &stream) == FL_OK, "%s: %s", n->name, fl_last_error());
+        check(fl_stream_create(layer, B, h_t, has_c ? c_t : NULL, &stream) == FL_OK, "%s: %s", n->name,
+              fl_last_error());
         for (int64_t t = 0; t < T; t++)
             fl_stream_step(stream, (char *)x_t + t * B * I * size, (char *)steps + t * B * P * size);
     }
@@ -147,7 +160,8 @@ static void test(network *n, fl_dtype dtype, bool ragged) {
                     memcpy(out + t * D * P + d * P, h, sizeof(double) * (size_t)P);
                 }
                 for (int64_t j = 0; j < P; j++) state = state && close(h_n, size, (item * B + b) * P + j, h[j]);
-                for (int64_t j = 0; has_c && j < H; j++) state = state && close(c_n, size, (item * B + b) * H + j, c[j]);
+                for (int64_t j = 0; has_c && j < H; j++)
+                    state = state && close(c_n, size, (item * B + b) * H + j, c[j]);
             }
             inputs = D * P;
             memcpy(in, out, sizeof(double) * (size_t)(T * inputs));
@@ -187,13 +201,24 @@ int main(void) {
         for (int which = 0; which < 15; which++)
             for (int dtype = 0; dtype < 2; dtype++)
                 for (int ragged = 0; ragged < 2; ragged++) {
-                    static const int cells[] = {FL_LSTM, FL_LSTM, FL_LSTM, FL_LSTM, FL_LSTM, FL_LSTM, FL_LSTM, FL_GRU,
-                                                FL_GRU,  FL_GRU,  FL_GRU,  FL_RNN,  FL_RNN,  FL_GATED_RNN, FL_GATED_RNN};
-                    static const char *const names[] = {
-                        "lstm", "lstm both, two layers", "lstm projection", "lstm peepholes", "lstm no forget gate",
-                        "lstm coupled, peepholes, clip", "lstm no bias, reverse", "gru", "gru both, two layers, clip",
-                        "gru reset before", "gru reset before both", "rnn", "rnn both, two layers", "gated rnn",
-                        "gated rnn both, clip"};
+                    static const int cells[] = {FL_LSTM, FL_LSTM, FL_LSTM, FL_LSTM,      FL_LSTM,
+                                                FL_LSTM, FL_LSTM, FL_GRU,  FL_GRU,       FL_GRU,
+                                                FL_GRU,  FL_RNN,  FL_RNN,  FL_GATED_RNN, FL_GATED_RNN};
+                    static const char *const names[] = {"lstm",
+                                                        "lstm both, two layers",
+                                                        "lstm projection",
+                                                        "lstm peepholes",
+                                                        "lstm no forget gate",
+                                                        "lstm coupled, peepholes, clip",
+                                                        "lstm no bias, reverse",
+                                                        "gru",
+                                                        "gru both, two layers, clip",
+                                                        "gru reset before",
+                                                        "gru reset before both",
+                                                        "rnn",
+                                                        "rnn both, two layers",
+                                                        "gated rnn",
+                                                        "gated rnn both, clip"};
                     network n = {.name = names[which]};
                     fl_config_init(&n.c, (fl_cell_kind)cells[which], I, sizes[s]);
                     n.c.bidirectional = which == 1 || which == 8 || which == 10 || which == 12 || which == 14;

@@ -75,8 +75,10 @@ static void sweep_floats(const char *isa, uint64_t stride) {
     sweep parts[THREADS];
     for (int i = 0; i < THREADS; i++) {
         const uint64_t share = ((uint64_t)1 << 32) / THREADS;
-        parts[i] = (sweep){.kernels = fl_kernels_named(isa, FL_FLOAT32), .from = share * (uint64_t)i,
-                           .to = share * (uint64_t)(i + 1), .stride = stride};
+        parts[i] = (sweep){.kernels = fl_kernels_named(isa, FL_FLOAT32),
+                           .from = share * (uint64_t)i,
+                           .to = share * (uint64_t)(i + 1),
+                           .stride = stride};
         if (pthread_create(&threads[i], NULL, run_sweep, &parts[i]) != 0) exit(2);
     }
     largest sigmoid = {0}, tanh = {0};
@@ -100,7 +102,8 @@ static double sample(uint64_t *state, fl_dtype dtype) {
     double x;
     float f;
     switch (u % 8) {
-    case 0: case 1: x = unit; break;
+    case 0:
+    case 1: x = unit; break;
     case 2: x = 10 * unit; break;
     case 3: x = (dtype == FL_FLOAT32 ? 90 : 710) * unit; break;
     case 4: x = ldexp(unit, -(int)(u >> 8) % 30); break;

@@ -34,8 +34,20 @@ static const option options[] = {
     {"gated rnn", FL_GATED_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, OWN, false},
     {"gated rnn ragged", FL_GATED_RNN, 2, 0, 1, 0, 1, 0, 0, 0, 0, 2, OWN, true},
     {"lstm relu affine leaky", FL_LSTM, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.75, {FL_RELU, FL_AFFINE, FL_LEAKY_RELU}, true},
-    {"lstm threshold scaled elu", FL_LSTM, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.75,
-     {FL_THRESHOLDED_RELU, FL_SCALED_TANH, FL_ELU}, true},
+    {"lstm threshold scaled elu",
+     FL_LSTM,
+     1,
+     0,
+     0,
+     0,
+     0,
+     0,
+     0,
+     0,
+     0,
+     0.75,
+     {FL_THRESHOLDED_RELU, FL_SCALED_TANH, FL_ELU},
+     true},
     {"gru hard softsign", FL_GRU, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {FL_HARD_SIGMOID, FL_SOFTSIGN, -1}, true},
     {"gru before hard scaled", FL_GRU, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, {FL_HARD_SIGMOID, FL_SCALED_TANH, -1}, true},
     {"gated softplus elu", FL_GATED_RNN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, {FL_SOFTPLUS, FL_ELU, -1}, false},
@@ -130,8 +142,7 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
             w[i].bias_ih = (fl_array){array_of(rows, seed + 3, 0.5), rows};
             w[i].bias_hh = (fl_array){array_of(rows, seed + 4, 0.5), rows};
         }
-        if (config.proj_size)
-            w[i].weight_hr = (fl_array){array_of(P * hidden, seed + 5, scale), P * hidden};
+        if (config.proj_size) w[i].weight_hr = (fl_array){array_of(P * hidden, seed + 5, scale), P * hidden};
         if (o->peepholes) w[i].weight_peephole = (fl_array){array_of(3 * hidden, seed + 6, 0.5), 3 * hidden};
     }
     ok(fl_set_weights(layer, w, count));
@@ -150,9 +161,20 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
         }
     static const int64_t lengths[B] = {3, 7, 0, 1, 6};
     fl_sequence q = {
-        .size = sizeof q, .T = T, .B = B, .x = x, .x_stride_t = B * inputs, .x_stride_b = inputs, .y = y,
-        .y_stride_t = B * D * P, .y_stride_b = D * P, .lengths = o->ragged ? lengths : NULL, .h0 = h0,
-        .c0 = o->cell == FL_LSTM ? c0 : NULL, .h_n = h_n, .c_n = o->cell == FL_LSTM ? c_n : NULL,
+        .size = sizeof q,
+        .T = T,
+        .B = B,
+        .x = x,
+        .x_stride_t = B * inputs,
+        .x_stride_b = inputs,
+        .y = y,
+        .y_stride_t = B * D * P,
+        .y_stride_b = D * P,
+        .lengths = o->ragged ? lengths : NULL,
+        .h0 = h0,
+        .c0 = o->cell == FL_LSTM ? c0 : NULL,
+        .h_n = h_n,
+        .c_n = o->cell == FL_LSTM ? c_n : NULL,
     };
     ok(fl_forward(layer, &q));
     static const char *const kinds[] = {"", " not finite", " tiny"};
@@ -171,8 +193,8 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     }
     printf("\n");
     for (int64_t i = 0; i < count; i++) {
-        const fl_array *arrays[] = {&w[i].weight_ih, &w[i].weight_hh, &w[i].bias_ih, &w[i].bias_hh,
-                                    &w[i].weight_hr, &w[i].weight_peephole};
+        const fl_array *arrays[] = {&w[i].weight_ih, &w[i].weight_hh, &w[i].bias_ih,
+                                    &w[i].bias_hh,   &w[i].weight_hr, &w[i].weight_peephole};
         for (int a = 0; a < 6; a++) free((void *)arrays[a]->data);
     }
     void *arrays[] = {w, x, h0, c0, y, h_n, c_n};
