@@ -46,10 +46,12 @@ static int64_t lay_out_chunk(const forward_call *f, int64_t team_size, char *bas
     const int64_t pointers = fl_round_up(f->rows * (int64_t)sizeof(void *), 64);
     const int64_t steps = fl_round_up(f->rows * (int64_t)sizeof(int64_t), 64);
     const bool stack = l->directions == 2 && l->config.num_layers > 1;
-    m->scan = base;
-    m->x = (const char **)(base + scan);
-    m->steps = (int64_t *)(base + scan + pointers);
-    m->between_layers = base + scan + pointers + steps;
+    if (base) { /* else only the size is wanted */
+        m->scan = base;
+        m->x = (const char **)(base + scan);
+        m->steps = (int64_t *)(base + scan + pointers);
+        m->between_layers = base + scan + pointers + steps;
+    }
     return scan + pointers + steps +
            (stack ? fl_round_up(f->q->T * f->rows * 2 * l->output_size * l->kernels->element_bytes, 64) : 0);
 }
@@ -243,9 +245,8 @@ static fl_status run_forward(forward_call *f) {
     }
     if (f->chunks < 1) f->chunks = 1;
     f->rows = (q->B + f->chunks - 1) / f->chunks;
-    chunk_memory unused;
     const int64_t team = split == FL_SPLIT_UNITS ? threads : 1, copies = split == FL_SPLIT_BATCH ? threads : 1;
-    f->chunk_bytes = lay_out_chunk(f, team, NULL, &unused);
+    f->chunk_bytes = lay_out_chunk(f, team, NULL, NULL);
     f->memory = fl_mul(f->chunk_bytes, copies, &bytes) ? fl_os_alloc(bytes) : NULL;
     if (!f->memory || !order_rows(f))
         return fl_fail(FL_NO_MEMORY, "forward: no memory for %lld bytes of work space", (long long)f->chunk_bytes);
