@@ -84,7 +84,7 @@ typedef struct fl_weights {
     fl_array weight_peephole; /* [3, H]: i, f, o, only with peepholes */
 } fl_weights;
 
-/* Strides count elements and may be zero or negative; the last axis of x and y is contiguous. */
+/* Strides count elements and may be zero or negative; the last axis of x and y is contiguous; y overlaps nothing. */
 typedef struct fl_sequence {
     size_t size;
     int64_t T, B;

@@ -99,6 +99,7 @@ void fl_parallel_tasks(int64_t threads, int64_t tasks, void (*fn)(void *context,
 void fl_parallel_stages(int64_t threads, void (*body)(void *context, fl_team *team), void *context);
 /* Runs fn on every slice, and returns when all are done. A NULL team is one slice. */
 void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context);
+int64_t fl_team_slices(const fl_team *team);
 
 typedef enum fl_split { FL_SPLIT_AUTO = -1, FL_SPLIT_NONE = 0, FL_SPLIT_BATCH = 1, FL_SPLIT_UNITS = 2 } fl_split;
 /* For tests: take this split whatever the size; what the calling thread's last fl_forward took. */

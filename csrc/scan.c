@@ -227,7 +227,7 @@ static int64_t even_share(int64_t total, int64_t least) {
 }
 
 /* Chooses the tiles for that many rows and fills in their calls. */
-static void set_active(fl_scan *s, int64_t active, bool fused) {
+static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
     const int64_t H = l->config.hidden_size;
@@ -239,6 +239,8 @@ static void set_active(fl_scan *s, int64_t active, bool fused) {
         const int64_t height = active < room ? active : room;
         fl_tiling *t = &s->tiling[i];
         t->width = room / height * step;
+        const int64_t share = most(H / (step * slices), 1) * step; /* wider, and some worker would have none */
+        if (slices > 1 && t->width > share) t->width = share;
         /* One row whose weights come from beyond L1: small tiles, so that an update runs while the next tile's come. */
         const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
         if (active == 1 && depth * H * l->cell->phase[i].gates * k->element_bytes > L1_WEIGHTS)
@@ -319,7 +321,7 @@ static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t ste
 void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
     const fl_layer *l = s->layer;
     const int64_t steps = rows->count ? rows->steps[0] : 0;
-    const int64_t row_bytes = s->projected_stride * l->kernels->element_bytes;
+    const int64_t row_bytes = s->projected_stride * l->kernels->element_bytes, slices = fl_team_slices(team);
     int64_t tile_end = 0, active = rows->count;
     bool fused = false;
     for (int64_t t = 0; t < steps; t++) {
@@ -333,7 +335,7 @@ void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
             s->tile = s->projected;
             s->step_x = s->x_rows;
         }
-        if (active != s->active || fused != s->fused) set_active(s, active, fused);
+        if (active != s->active || fused != s->fused) set_active(s, active, fused, slices);
         s->y_offset = t * rows->y_step;
         fl_team_stage(team, first_phase, s);
         if (l->cell->phases == 2) fl_team_stage(team, second_phase, s);

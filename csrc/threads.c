@@ -182,6 +182,8 @@ static void attend_stages(void *context, int64_t worker) {
     }
 }
 
+int64_t fl_team_slices(const fl_team *team) { return team ? team->slices : 1; }
+
 void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context) {
     if (!team) {
         fn(context, 0, 1, 0);

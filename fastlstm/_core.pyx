@@ -312,7 +312,7 @@ cdef class StreamCore:
     cdef readonly int64_t batch_size
     cdef bint release_gil
 
-    def __cinit__(self, Core core, int64_t batch_size, h0=None, c0=None, *args, **kwargs):
+    def __cinit__(self, Core core not None, int64_t batch_size, h0=None, c0=None, *args, **kwargs):
         self._core = core
         self.batch_size = batch_size
         self.release_gil = fl_estimate_us(core.layer, 1, batch_size) > GIL_US
@@ -355,6 +355,8 @@ cdef class StreamCore:
             source = <cnp.ndarray>x
         else:
             source = self._converted(x)
+            if not self.plain(source, self._core.input_size):
+                raise TypeError("x: not converted")
         if out is None:
             dims[0] = self.batch_size
             dims[1] = self._core.output_size
