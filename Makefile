@@ -113,7 +113,8 @@ tsan: $(filter %threads %stress,$(call programs,tsan)) ## the C thread tests und
 	$(call run_each,$^)
 
 # What never reaches the core, or starts another program that loads it, is left out.
-ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo))
+ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo same_bits \
+	oracle_bites c source_rules))
 # The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
 asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"
