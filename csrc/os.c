@@ -39,13 +39,6 @@ fl_mutex *fl_mutex_create(void) {
     return m;
 }
 
-void fl_mutex_destroy(fl_mutex *m) {
-    if (!m) return;
-    pthread_mutex_destroy(&m->mutex);
-    free(m);
-}
-
-void fl_mutex_lock(fl_mutex *m) { pthread_mutex_lock(&m->mutex); }
 bool fl_mutex_try_lock(fl_mutex *m) { return pthread_mutex_trylock(&m->mutex) == 0; }
 void fl_mutex_unlock(fl_mutex *m) { pthread_mutex_unlock(&m->mutex); }
 

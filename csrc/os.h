@@ -12,8 +12,6 @@ void fl_os_free(void *memory);
 
 typedef struct fl_mutex fl_mutex;
 fl_mutex *fl_mutex_create(void);
-void fl_mutex_destroy(fl_mutex *mutex);
-void fl_mutex_lock(fl_mutex *mutex);
 bool fl_mutex_try_lock(fl_mutex *mutex);
 void fl_mutex_unlock(fl_mutex *mutex);
 
