@@ -109,12 +109,12 @@ test-c: $(call programs,plain) build/c/plain/ulp ## the C programs of tests/c
 asan: $(call programs,asan) ## the same under AddressSanitizer and UBSan
 	$(call run_each,$^)
 
-tsan: $(filter %threads %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
+tsan: $(filter %threads %linear %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
 	$(call run_each,$^)
 
 # What never reaches the core, or starts another program that loads it, is left out.
 ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo same_bits \
-	oracle_bites c source_rules))
+	same_bits_backward oracle_bites c source_rules losses optimizers ngram train examples compare_training))
 # The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
 asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"
@@ -132,8 +132,9 @@ neon: build/c/neon/vectors build/c/plain/vectors ## the core for aarch64 under q
 	cmp build/c/plain/vectors.txt build/c/neon/vectors.txt
 	@echo "$$(wc -l < build/c/neon/vectors.txt) runs, the same bits on both"
 
-neon-kernels: build/c/neon/kernels ## and the test of every kernel there (some minutes)
+neon-kernels: build/c/neon/kernels build/c/neon/backward ## and the test of every kernel there (some minutes)
 	$(QEMU) build/c/neon/kernels
+	$(QEMU) build/c/neon/backward
 
 ulp: build/c/plain/ulp ## sigmoid and tanh over all 2^32 floats
 	build/c/plain/ulp 1

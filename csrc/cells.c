@@ -1,6 +1,7 @@
 #include "internal.h"
 
-#define KERNELS(op, general_op) offsetof(fl_kernels, op), offsetof(fl_kernels, general_op)
+#define KERNEL(op) offsetof(fl_kernels, op)
+#define KERNELS(op, general_op) KERNEL(op), KERNEL(general_op), KERNEL(op##_backward), KERNEL(general_op##_backward)
 
 /* Gate order is PyTorch's; where each cell comes from stands in its kernel's header. A new cell is a line here and a
  * kernel. */
@@ -9,9 +10,12 @@ static const fl_cell lstm = {
     .gates = 4,
     .phases = 1,
     .has_c = true,
-    .phase = {{0, 4, KERNELS(lstm, lstm_general)}},
+    .phase = {{0, 4, KERNELS(lstm, lstm_general), 0}},
     .activations = 3,
     .default_activation = {FL_SIGMOID, FL_TANH, FL_TANH},
+    .memory_gates = 4,
+    .deltas = 4,
+    .recurrent_delta = {0, 1, 2, 3},
 };
 
 static const fl_cell gru_reset_after = {
@@ -19,9 +23,13 @@ static const fl_cell gru_reset_after = {
     .gates = 3,
     .phases = 1,
     .separate = true,
-    .phase = {{0, 3, KERNELS(gru, gru_general)}},
+    .phase = {{0, 3, KERNELS(gru, gru_general), KERNEL(gru_keep)}},
     .activations = 2,
     .default_activation = {FL_SIGMOID, FL_TANH},
+    .memory_gates = 4,
+    .deltas = 4,
+    .recurrent_delta = {0, 1, 3},
+    .carries = true,
 };
 
 static const fl_cell gru_reset_before = {
@@ -29,27 +37,39 @@ static const fl_cell gru_reset_before = {
     .gates = 3,
     .phases = 2,
     .separate = true,
-    .phase = {{0, 2, KERNELS(gru_reset, gru_reset)}, {2, 1, KERNELS(gru_candidate, gru_candidate)}},
+    .phase = {{0, 2, KERNELS(gru_reset, gru_reset), KERNEL(gru_reset_keep)},
+              {2, 1, KERNELS(gru_candidate, gru_candidate), KERNEL(gru_candidate_keep)}},
     .activations = 2,
     .default_activation = {FL_SIGMOID, FL_TANH},
+    .memory_gates = 3,
+    .deltas = 3,
+    .recurrent_delta = {0, 1, 2},
+    .carries = true,
 };
 
 static const fl_cell rnn = {
     .name = "rnn",
     .gates = 1,
     .phases = 1,
-    .phase = {{0, 1, KERNELS(rnn, rnn_general)}},
+    .phase = {{0, 1, KERNELS(rnn, rnn_general), 0}},
     .activations = 1,
     .default_activation = {FL_TANH},
+    .memory_gates = 1,
+    .deltas = 1,
+    .recurrent_delta = {0},
 };
 
 static const fl_cell gated_rnn = {
     .name = "gated_rnn",
     .gates = 2,
     .phases = 1,
-    .phase = {{0, 2, KERNELS(gated_rnn, gated_rnn_general)}},
+    .phase = {{0, 2, KERNELS(gated_rnn, gated_rnn_general), 0}},
     .activations = 2,
     .default_activation = {FL_SIGMOID, FL_TANH},
+    .memory_gates = 2,
+    .deltas = 2,
+    .recurrent_delta = {0, 1},
+    .carries = true,
 };
 
 const fl_cell *fl_cell_of(const fl_config *config) {

@@ -2,7 +2,8 @@
  *
  * Handles are opaque; functions return a status and leave a message for the calling thread in fl_last_error().
  * Structures begin with their size, for later versions to tell. Dimensions are T (steps), B (batch), I (inputs),
- * H (hidden units), P (outputs of a layer: the projection, else H), D (directions), L (layers), counted in elements.
+ * H (hidden units), P (outputs of a layer: the projection, else H), D (directions), L (layers), O (outputs of a linear
+ * layer), counted in elements.
  * Buffers belong to the caller and hold elements of the layer's dtype, aligned to them.
  *
  * Threads: a layer may run in any number of threads at once, also while fl_set_weights runs in another (a call keeps
@@ -31,6 +32,7 @@ typedef enum fl_status {
     FL_BUSY = 3,        /* another call is using this stream */
     FL_NO_WEIGHTS = 4,  /* fl_set_weights has not succeeded yet */
     FL_UNSUPPORTED = 5, /* this CPU lacks what FASTLSTM_ISA asks for, or a stream of a reverse layer */
+    FL_STALE = 6,       /* the layer has had other weights since the tape was recorded */
 } fl_status;
 
 typedef enum fl_cell_kind { FL_LSTM = 0, FL_GRU = 1, FL_RNN = 2, FL_GATED_RNN = 3 } fl_cell_kind;
@@ -99,6 +101,7 @@ typedef struct fl_sequence {
 
 typedef struct fl_layer fl_layer;
 typedef struct fl_stream fl_stream;
+typedef struct fl_linear fl_linear;
 
 FL_API const char *fl_last_error(void);
 FL_API const char *fl_version(void);
@@ -113,10 +116,46 @@ FL_API fl_status fl_forward(const fl_layer *layer, const fl_sequence *sequence);
 /* A rough estimate of one core's time for such a call; to decide, say, whether to release a lock around it. */
 FL_API double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B);
 
+/* Training: a forward pass that remembers, and the gradients from it (BPTT). One layer of the stack at a time; what
+ * comes between two layers, dropout say, is the caller's. */
+typedef struct fl_tape fl_tape;
+
+/* Derivatives of a loss. Each array: NULL, or `count` elements as expected; set, not added to. */
+typedef struct fl_gradient {
+    void *data;
+    int64_t count;
+} fl_gradient;
+
+typedef struct fl_weight_gradients {
+    fl_gradient weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole;
+} fl_weight_gradients;
+
+typedef struct fl_gradients {
+    size_t size;
+    const void *dy; /* [T, B, D P] by the output; padded steps are not read */
+    int64_t dy_stride_t, dy_stride_b;
+    const void *dh_n, *dc_n; /* [D, B, P], [D, B, H] by the final state; NULL: zeros */
+    void *dx;                /* [T, B, inputs] by x, zeros in padded steps; NULL: not wanted. Overlaps nothing */
+    int64_t dx_stride_t, dx_stride_b;
+    void *dh0, *dc0; /* by the initial state, likewise */
+    fl_weight_gradients weights[2]; /* of each direction */
+} fl_gradients;
+
+/* fl_forward of layer `index` of the stack (x [T, B, I or D P], states [D, B, ..]), remembered. x must stay as it is
+ * while the tape is in use. checkpoint k > 0 keeps the states before each k steps only, and fl_backward runs the steps
+ * between them again: the same bits. */
+FL_API fl_status fl_record(const fl_layer *layer, int64_t index, const fl_sequence *sequence, int64_t checkpoint,
+                           fl_tape **tape);
+/* Any number of times. FL_STALE if the layer's weights have been set since. */
+FL_API fl_status fl_backward(fl_tape *tape, const fl_gradients *gradients);
+FL_API int64_t fl_tape_bytes(const fl_tape *tape); /* that the tape holds besides copies of input and output */
+FL_API void fl_tape_free(fl_tape *tape);
+
 /* A stream owns the state of B sequences, from h0 and c0 on (NULL: zeros). */
 FL_API fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, const void *c0, fl_stream **stream);
 FL_API void fl_stream_free(fl_stream *stream);
-/* x [B, I], y [B, P], contiguous, not overlapping. Allocates and locks nothing. */
+/* x [B, I], y [B, P], contiguous, not overlapping. Allocates nothing, and locks nothing unless it is long enough to be
+ * split among threads (some 15 us; fl_set_num_threads). */
 FL_API fl_status fl_stream_step(fl_stream *stream, const void *x, void *y);
 /* h [L, B, P], c [L, B, H] (NULL for cells without c) */
 FL_API fl_status fl_stream_get_state(fl_stream *stream, void *h, void *c);
@@ -125,6 +164,25 @@ FL_API fl_status fl_stream_set_state(fl_stream *stream, const void *h, const voi
 /* rows [count], each 0..B-1; NULL: all */
 FL_API fl_status fl_stream_reset(fl_stream *stream, const int64_t *rows, int64_t count);
 FL_API fl_status fl_stream_copy(fl_stream *stream, fl_stream **copy);
+
+/* A linear layer, y = x W^T + b, from I = in_features to O = out_features. weight [O, I] and bias [O] (count 0: none)
+ * are copied and never change: for new ones create another. Any number of threads may use it at once. A row gets the
+ * same bits alone and in any batch, on any number of threads. */
+FL_API fl_status fl_linear_create(fl_dtype dtype, int64_t in_features, int64_t out_features, fl_array weight,
+                                  fl_array bias, fl_linear **linear);
+/* When no call uses it any more. */
+FL_API void fl_linear_free(fl_linear *linear);
+/* x [rows, I] with rows x_stride elements apart, y [rows, O] contiguous, not overlapping. Allocates nothing. */
+FL_API fl_status fl_linear_forward(const fl_linear *linear, int64_t rows, const void *x, int64_t x_stride, void *y);
+/* dx = dy W, of dy [rows, O] with rows dy_stride elements apart, dx [rows, I] contiguous, not overlapping. The first
+ * such call packs the transposed weights. */
+FL_API fl_status fl_linear_backward_input(const fl_linear *linear, int64_t rows, const void *dy, int64_t dy_stride,
+                                          void *dx);
+/* dweight [O, I] = dy^T x and, unless NULL, dbias [O] = the sum of dy: set, not added to; the sum over rows has one order. */
+FL_API fl_status fl_linear_backward_weights(const fl_linear *linear, int64_t rows, const void *x, int64_t x_stride,
+                                            const void *dy, int64_t dy_stride, void *dweight, void *dbias);
+/* As fl_estimate_us, of any of these calls. */
+FL_API double fl_linear_estimate_us(const fl_linear *linear, int64_t rows);
 
 /* Threads. The default is what the process may use: affinity and cgroup quota, or FASTLSTM_NUM_THREADS. */
 FL_API fl_status fl_set_num_threads(int64_t n);

@@ -6,7 +6,7 @@
 
 enum {
     MOST_ROWS = 128, /* of one scan: more gain nothing and leave the cache */
-    ALONE_US = 40,   /* calls below this stay in the calling thread */
+    FIT_BYTES = 12 << 20, /* weights that several cores may each read from the cache that they share */
     STEP_US = 2,     /* steps below this do not repay a barrier */
 };
 
@@ -22,14 +22,17 @@ typedef struct forward_call {
     fl_pack *pack;
     int64_t *order;  /* rows of the batch, in each chunk by falling length */
     int64_t *length; /* our own copy: the caller's array may change while we run */
+    int64_t *begin;  /* [chunks + 1]: each one's first in `order` */
     int64_t chunks, workers;
     int64_t rows;      /* of the largest chunk */
     int64_t chunk_bytes;
     char *memory;      /* [workers][chunk_bytes] */
     fl_team *team;
+    int64_t first_layer, layers; /* to run; x is the first one's input */
+    fl_tape *tape;               /* of the one layer; NULL: none */
+    const fl_memory *again;      /* [D]: where the tape's steps from first_step on go when run again; NULL: all run */
+    int64_t first_step;
 } forward_call;
-
-static int64_t chunk_begin(const forward_call *f, int64_t chunk) { return f->q->B * chunk / f->chunks; }
 
 /* --- one chunk of rows through all layers --- */
 
@@ -38,6 +41,7 @@ typedef struct chunk_memory {
     const char **x;
     int64_t *steps;
     char *between_layers; /* [T, rows, D P], only for a stack of bidirectional layers */
+    char *unread;         /* [P]: output that nobody wants */
 } chunk_memory;
 
 static int64_t lay_out_chunk(const forward_call *f, int64_t team_size, char *base, chunk_memory *m) {
@@ -45,14 +49,16 @@ static int64_t lay_out_chunk(const forward_call *f, int64_t team_size, char *bas
     const int64_t scan = fl_round_up(fl_scan_bytes(l, f->rows, f->q->T, team_size), 64);
     const int64_t pointers = fl_round_up(f->rows * (int64_t)sizeof(void *), 64);
     const int64_t steps = fl_round_up(f->rows * (int64_t)sizeof(int64_t), 64);
-    const bool stack = l->directions == 2 && l->config.num_layers > 1;
+    const int64_t unread = fl_round_up(l->output_size * l->kernels->element_bytes, 64);
+    const bool stack = l->directions == 2 && f->layers > 1;
     if (base) { /* else only the size is wanted */
         m->scan = base;
         m->x = (const char **)(base + scan);
         m->steps = (int64_t *)(base + scan + pointers);
-        m->between_layers = base + scan + pointers + steps;
+        m->unread = base + scan + pointers + steps;
+        m->between_layers = m->unread + unread;
     }
-    return scan + pointers + steps +
+    return scan + pointers + steps + unread +
            (stack ? fl_round_up(f->q->T * f->rows * 2 * l->output_size * l->kernels->element_bytes, 64) : 0);
 }
 
@@ -63,38 +69,62 @@ typedef struct sequence_view {
     bool by_chunk;
 } sequence_view;
 
+/* Runs the steps block by block, and keeps the states before each. */
+static void run_with_checkpoints(const forward_call *f, fl_scan *s, fl_rows *rows, int64_t first, int64_t direction) {
+    const fl_tape *tape = f->tape;
+    for (int64_t block = 0; block * tape->every < tape->steps; block++) {
+        rows->begin = block * tape->every;
+        rows->end = rows->begin + tape->every;
+        for (int64_t r = 0; r < rows->count && rows->steps[r] > rows->begin; r++)
+            fl_tape_keep(tape, direction, block, first + r, fl_scan_now_h(s, r), fl_scan_c(s, r, 0));
+        fl_scan_run(s, rows, f->team);
+    }
+}
+
 static void run_direction(const forward_call *f, const chunk_memory *m, int64_t chunk, int64_t layer, int64_t direction,
                           const sequence_view *x, const sequence_view *y) {
     const fl_layer *l = f->layer;
     const fl_sequence *q = f->q;
-    const int64_t size = l->kernels->element_bytes, first = chunk_begin(f, chunk);
-    const int64_t count = chunk_begin(f, chunk + 1) - first, item = layer * l->directions + direction;
+    const int64_t size = l->kernels->element_bytes, first = f->begin[chunk];
+    const int64_t item = layer * l->directions + direction, states = item - f->first_layer * l->directions;
     const bool backwards = direction == 1 || l->config.reverse;
     const int64_t P = l->output_size, H = l->config.hidden_size;
+    int64_t count = f->begin[chunk + 1] - first;
+    while (f->again && count > 0 && f->length[f->order[first + count - 1]] <= f->first_step) count--;
     fl_scan s;
     fl_scan_init(&s, l, &f->pack->direction[item], f->rows, q->T, f->team ? f->workers : 1, m->scan);
+    if (f->again) s.memory = &f->again[direction];
+    else if (f->tape && !f->tape->every) s.memory = &f->tape->memory[direction];
+    s.memory_row = first;
     for (int64_t r = 0; r < count; r++) {
         const int64_t b = f->order[first + r], n = f->length[b], begin = backwards && n ? n - 1 : 0;
-        const int64_t state = item * q->B + b;
+        const int64_t state = states * q->B + b;
+        const void *h = q->h0 ? (const char *)q->h0 + state * P * size : NULL;
+        const void *c = q->c0 ? (const char *)q->c0 + state * H * size : NULL;
+        if (f->again) fl_tape_kept(f->tape, direction, f->first_step / f->tape->every, first + r, &h, &c);
         m->steps[r] = n;
         m->x[r] = x->data + (begin * x->stride_t + (x->by_chunk ? r : b) * x->stride_row) * size;
-        s.y_rows[r] = y->data + (begin * y->stride_t + (y->by_chunk ? r : b) * y->stride_row + direction * P) * size;
-        fl_scan_set_state(&s, r, q->h0 ? (const char *)q->h0 + state * P * size : NULL,
-                          q->c0 ? (const char *)q->c0 + state * H * size : NULL);
+        s.y_rows[r] =
+            f->again ? m->unread
+                     : y->data + (begin * y->stride_t + (y->by_chunk ? r : b) * y->stride_row + direction * P) * size;
+        fl_scan_set_state(&s, r, h, c);
     }
     const int64_t sign = backwards ? -1 : 1;
-    const fl_rows rows = {count,
-                          m->x,
-                          sign * x->stride_t * size,
-                          sign * y->stride_t,
-                          m->steps,
-                          x->data == y->data && x->by_chunk == y->by_chunk};
-    fl_scan_run(&s, &rows, f->team);
-    for (int64_t r = 0; r < count; r++) {
-        const int64_t state = item * q->B + f->order[first + r];
-        if (q->h_n)
-            memcpy((char *)q->h_n + state * P * size, fl_scan_h(&s, r, m->steps[0] - m->steps[r]), (size_t)(P * size));
-        if (q->c_n && l->cell->has_c) memcpy((char *)q->c_n + state * H * size, fl_scan_c(&s, r), (size_t)(H * size));
+    fl_rows rows = {.count = count,
+                    .x = m->x,
+                    .x_step_bytes = sign * x->stride_t * size,
+                    .y_step = f->again ? 0 : sign * y->stride_t,
+                    .steps = m->steps,
+                    .begin = f->first_step,
+                    .end = f->again ? f->first_step + f->tape->every : q->T,
+                    .in_place = !f->again && x->data == y->data && x->by_chunk == y->by_chunk};
+    if (f->tape && f->tape->every && !f->again) run_with_checkpoints(f, &s, &rows, first, direction);
+    else fl_scan_run(&s, &rows, f->team);
+    for (int64_t r = 0; r < count && !f->again; r++) {
+        const int64_t state = states * q->B + f->order[first + r], ago = m->steps[0] - m->steps[r];
+        if (q->h_n) memcpy((char *)q->h_n + state * P * size, fl_scan_h(&s, r, ago), (size_t)(P * size));
+        if (q->c_n && l->cell->has_c)
+            memcpy((char *)q->c_n + state * H * size, fl_scan_c(&s, r, ago), (size_t)(H * size));
     }
 }
 
@@ -102,7 +132,7 @@ static void clear_padding(const forward_call *f, int64_t chunk) {
     const fl_sequence *q = f->q;
     const int64_t size = f->layer->kernels->element_bytes;
     const int64_t width = f->layer->directions * f->layer->output_size * size;
-    for (int64_t r = chunk_begin(f, chunk); r < chunk_begin(f, chunk + 1); r++)
+    for (int64_t r = f->begin[chunk]; r < f->begin[chunk + 1]; r++)
         for (int64_t t = f->length[f->order[r]]; t < q->T; t++)
             memset((char *)q->y + (t * q->y_stride_t + f->order[r] * q->y_stride_b) * size, 0, (size_t)width);
 }
@@ -113,18 +143,18 @@ static void run_chunk(void *context, int64_t chunk, int64_t worker) {
     const forward_call *f = context;
     const fl_layer *l = f->layer;
     const fl_sequence *q = f->q;
-    const int64_t D = l->directions, L = l->config.num_layers;
+    const int64_t D = l->directions, last = f->first_layer + f->layers - 1;
     chunk_memory m;
     lay_out_chunk(f, f->team ? f->workers : 1, f->memory + worker * f->chunk_bytes, &m);
     const sequence_view result = {q->y, q->y_stride_t, q->y_stride_b, false};
     const sequence_view buffer = {m.between_layers, f->rows * D * l->output_size, D * l->output_size, true};
     sequence_view x = {(char *)q->x, q->x_stride_t, q->x_stride_b, false};
-    for (int64_t layer = 0; layer < L; layer++) {
-        const sequence_view y = D == 1 || (L - 1 - layer) % 2 == 0 ? result : buffer;
+    for (int64_t layer = f->first_layer; layer <= last; layer++) {
+        const sequence_view y = D == 1 || (last - layer) % 2 == 0 ? result : buffer;
         for (int64_t d = 0; d < D; d++) run_direction(f, &m, chunk, layer, d, &x, &y);
         x = y;
     }
-    clear_padding(f, chunk);
+    if (!f->again) clear_padding(f, chunk);
 }
 
 static void run_in_team(void *context, fl_team *team) {
@@ -146,30 +176,56 @@ static int by_length(const void *a, const void *b) {
     return (x->row > y->row) - (x->row < y->row);
 }
 
-/* Fills order; with several chunks, rows are dealt out so that each chunk gets long and short ones. */
-static bool order_rows(forward_call *f) {
-    const fl_sequence *q = f->q;
-    if (!q->lengths) {
-        for (int64_t b = 0; b < q->B; b++) f->order[b] = b;
-        return true;
-    }
-    row_length *rows = malloc((size_t)q->B * sizeof *rows);
+bool fl_sort_rows(int64_t B, const int64_t *length, int64_t *order) {
+    row_length *rows = malloc((size_t)(B ? B : 1) * sizeof *rows);
     if (!rows) return false;
-    for (int64_t b = 0; b < q->B; b++) rows[b] = (row_length){b, f->length[b]};
-    qsort(rows, (size_t)q->B, sizeof *rows, by_length);
-    int64_t taken = 0;
-    for (int64_t r = 0; taken < q->B; r++)
-        for (int64_t chunk = 0; chunk < f->chunks; chunk++) {
-            const int64_t begin = chunk_begin(f, chunk), count = chunk_begin(f, chunk + 1) - begin;
-            if (r < count) f->order[begin + r] = rows[taken++].row;
-        }
+    for (int64_t b = 0; b < B; b++) rows[b] = (row_length){b, length[b]};
+    qsort(rows, (size_t)B, sizeof *rows, by_length);
+    for (int64_t r = 0; r < B; r++) order[r] = rows[r].row;
     free(rows);
     return true;
 }
 
+/* Chunks of equally many rows, dealt out so that each gets long and short ones. */
+static bool deal_rows(forward_call *f) {
+    const int64_t B = f->q->B;
+    for (int64_t i = 0; i <= f->chunks; i++) f->begin[i] = B * i / f->chunks;
+    f->rows = (B + f->chunks - 1) / f->chunks;
+    for (int64_t b = 0; b < B; b++) f->order[b] = b;
+    if (!f->q->lengths) return true;
+    int64_t *sorted = malloc((size_t)(B ? B : 1) * sizeof *sorted), taken = 0;
+    if (!sorted || !fl_sort_rows(B, f->length, sorted)) {
+        free(sorted);
+        return false;
+    }
+    for (int64_t r = 0; taken < B; r++)
+        for (int64_t chunk = 0; chunk < f->chunks; chunk++)
+            if (r < f->begin[chunk + 1] - f->begin[chunk]) f->order[f->begin[chunk] + r] = sorted[taken++];
+    free(sorted);
+    return true;
+}
+
+void fl_share_rows(int64_t B, const int64_t *order, const int64_t *length, int64_t chunks, int64_t *begin) {
+    int64_t total = 0, sum = 0, chunk = 0;
+    for (int64_t b = 0; b < B; b++) total += length[b];
+    for (int64_t r = 0; r < B; r++) {
+        while (chunk < chunks && sum * chunks >= total * chunk) begin[chunk++] = r;
+        sum += length[order[r]];
+    }
+    while (chunk <= chunks) begin[chunk++] = B;
+}
+
+/* A tape's rows lie in one order for all: each chunk is a stretch of it, of equally many steps. */
+static void share_rows(forward_call *f) {
+    fl_share_rows(f->q->B, f->order, f->length, f->chunks, f->begin);
+    f->rows = 0;
+    for (int64_t i = 0; i < f->chunks; i++)
+        if (f->begin[i + 1] - f->begin[i] > f->rows) f->rows = f->begin[i + 1] - f->begin[i];
+}
+
 /* One core's microseconds for `steps` steps of a sequence, by the rates of a current core: near the peak in a batch,
  * half of it where one row waits for the weights. */
-static double estimate_us(const fl_layer *l, double steps, int64_t batch) {
+double fl_estimate_steps_us(const fl_layer *l, double steps, int64_t batch) {
     const double H = (double)l->config.hidden_size, P = (double)l->output_size, D = (double)l->directions;
     const double G = l->cell->gates, L = (double)l->config.num_layers;
     const double inputs = (double)l->config.input_size + (L - 1) * D * P;
@@ -179,22 +235,40 @@ static double estimate_us(const fl_layer *l, double steps, int64_t batch) {
 }
 
 double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B) {
-    return layer && T > 0 && B > 0 ? estimate_us(layer, (double)T * (double)B, B) : 0;
+    return layer && T > 0 && B > 0 ? fl_estimate_steps_us(layer, (double)T * (double)B, B) : 0;
 }
 
-/* Splitting the batch needs no barrier, but each worker should fill a tile of the product kernel; else split units. */
-static fl_split choose_split(const fl_layer *l, const fl_sequence *q, int64_t steps, int64_t threads) {
+/* Splitting the batch needs no barrier, but each worker reads all weights and should fill a tile of the product kernel;
+ * else split units. */
+fl_split fl_choose_split(const fl_layer *l, int64_t stages, int64_t B, double us, int64_t *threads) {
     const int forced = atomic_load(&forced_split);
-    if (forced != FL_SPLIT_AUTO) return (fl_split)forced;
-    const double us = estimate_us(l, (double)steps, q->B);
-    if (threads < 2 || us < ALONE_US) return FL_SPLIT_NONE;
-    if (q->B >= 4 * threads) return FL_SPLIT_BATCH;
-    const double step_us = us / (double)(q->T * l->config.num_layers * l->directions);
-    if (step_us >= STEP_US) return FL_SPLIT_UNITS;
-    return q->B >= 2 * threads ? FL_SPLIT_BATCH : FL_SPLIT_NONE;
+    if (forced != FL_SPLIT_AUTO) return last_split = (fl_split)forced;
+    *threads = fl_threads_for(us);
+    if (*threads < 2) return last_split = FL_SPLIT_NONE;
+    const double step_us = us / (double)stages;
+    const int64_t weights = l->cell->gates * l->config.hidden_size * (l->config.input_size + l->output_size);
+    const bool fit = weights * l->kernels->element_bytes <= FIT_BYTES;
+    if (B >= 4 * *threads && (fit || step_us < STEP_US)) return last_split = FL_SPLIT_BATCH;
+    if (step_us >= STEP_US) return last_split = FL_SPLIT_UNITS;
+    return last_split = B >= 2 * *threads ? FL_SPLIT_BATCH : FL_SPLIT_NONE;
 }
 
-static fl_status check_sequence(const fl_layer *l, const fl_sequence *q) {
+int64_t fl_most_step_threads(const fl_layer *l, int64_t B) {
+    const bool large = fl_estimate_steps_us(l, (double)B, B) >= FL_SHORT_US;
+    return large || atomic_load(&forced_split) == FL_SPLIT_UNITS ? fl_get_num_threads() : 1;
+}
+
+int64_t fl_step_threads(const fl_layer *l, int64_t B) {
+    const int forced = atomic_load(&forced_split);
+    const double us = fl_estimate_steps_us(l, (double)B, B);
+    int64_t threads = 1;
+    if (forced == FL_SPLIT_UNITS) threads = fl_get_num_threads();
+    else if (forced == FL_SPLIT_AUTO && us >= STEP_US * (double)l->config.num_layers) threads = fl_threads_for(us);
+    last_split = threads > 1 ? FL_SPLIT_UNITS : FL_SPLIT_NONE;
+    return threads;
+}
+
+fl_status fl_check_sequence(const fl_layer *l, const fl_sequence *q) {
     if (!l) return fl_fail(FL_BAD_ARGUMENT, "layer: NULL");
     if (!q) return fl_fail(FL_BAD_ARGUMENT, "sequence: NULL");
     if (q->size != sizeof *q) return fl_fail(FL_BAD_ARGUMENT, "sequence: size is not sizeof(fl_sequence)");
@@ -211,32 +285,33 @@ static fl_status check_sequence(const fl_layer *l, const fl_sequence *q) {
     return FL_OK;
 }
 
-/* Copies and checks the lengths; their sum goes to *steps. */
-static fl_status take_lengths(forward_call *f, int64_t *steps) {
-    const fl_sequence *q = f->q;
+int64_t *fl_take_lengths(const fl_sequence *q, int64_t *steps) {
+    int64_t *length = malloc((size_t)(q->B ? q->B : 1) * sizeof *length);
     *steps = 0;
-    f->order = malloc((size_t)(q->B ? q->B : 1) * sizeof *f->order);
-    f->length = malloc((size_t)(q->B ? q->B : 1) * sizeof *f->length);
-    if (!f->order || !f->length) return fl_fail(FL_NO_MEMORY, "forward: no memory for B = %lld", (long long)q->B);
-    for (int64_t b = 0; b < q->B; b++) {
-        const int64_t n = f->length[b] = q->lengths ? q->lengths[b] : q->T;
-        if (n < 0 || n > q->T)
-            return fl_fail(FL_BAD_ARGUMENT, "lengths[%lld] is %lld, wanted 0 to %lld", (long long)b, (long long)n,
-                           (long long)q->T);
+    if (!length) fl_fail(FL_NO_MEMORY, "lengths: no memory for B = %lld", (long long)q->B);
+    for (int64_t b = 0; length && b < q->B; b++) {
+        const int64_t n = length[b] = q->lengths ? q->lengths[b] : q->T;
+        if (n < 0 || n > q->T) {
+            free(length);
+            fl_fail(FL_BAD_ARGUMENT, "lengths[%lld] is %lld, wanted 0 to %lld", (long long)b, (long long)n,
+                    (long long)q->T);
+            *steps = -1;
+            return NULL;
+        }
         *steps += n;
     }
-    return FL_OK;
+    return length;
 }
 
-static fl_status run_forward(forward_call *f) {
+/* Runs f->layers layers; order and length are f's own or the tape's, and filled in for a tape. */
+static fl_status run_forward(forward_call *f, int64_t steps) {
     const fl_layer *layer = f->layer;
     const fl_sequence *q = f->q;
-    const int64_t threads = fl_get_num_threads();
-    int64_t steps, bytes;
+    int64_t threads = fl_get_num_threads(), bytes;
     if (threads < 0) return FL_BAD_ARGUMENT;
-    const fl_status status = take_lengths(f, &steps);
-    if (status) return status;
-    const fl_split split = last_split = choose_split(layer, q, steps, threads);
+    const double us =
+        fl_estimate_steps_us(layer, (double)steps, q->B) * (double)f->layers / (double)layer->config.num_layers;
+    const fl_split split = fl_choose_split(layer, q->T * f->layers * layer->directions, q->B, us, &threads);
     f->chunks = (q->B + MOST_ROWS - 1) / MOST_ROWS;
     f->workers = threads;
     if (split == FL_SPLIT_BATCH) {
@@ -244,14 +319,14 @@ static fl_status run_forward(forward_call *f) {
         if (f->chunks > q->B) f->chunks = q->B;
     }
     if (f->chunks < 1) f->chunks = 1;
-    f->rows = (q->B + f->chunks - 1) / f->chunks;
+    f->begin = malloc((size_t)(f->chunks + 1) * sizeof *f->begin);
+    if (f->begin && f->tape) share_rows(f);
+    if (!f->begin || (!f->tape && !deal_rows(f))) return fl_fail(FL_NO_MEMORY, "forward: no memory");
     const int64_t team = split == FL_SPLIT_UNITS ? threads : 1, copies = split == FL_SPLIT_BATCH ? threads : 1;
     f->chunk_bytes = lay_out_chunk(f, team, NULL, NULL);
     f->memory = fl_mul(f->chunk_bytes, copies, &bytes) ? fl_os_alloc(bytes) : NULL;
-    if (!f->memory || !order_rows(f))
+    if (!f->memory)
         return fl_fail(FL_NO_MEMORY, "forward: no memory for %lld bytes of work space", (long long)f->chunk_bytes);
-    f->pack = fl_layer_pack(layer);
-    if (!f->pack) return FL_NO_WEIGHTS;
     const fl_fp_mode mode = fl_fp_begin();
     if (split == FL_SPLIT_UNITS) fl_parallel_stages(threads, run_in_team, f);
     else fl_parallel_tasks(split == FL_SPLIT_BATCH ? threads : 1, f->chunks, run_chunk, f);
@@ -260,13 +335,46 @@ static fl_status run_forward(forward_call *f) {
 }
 
 fl_status fl_forward(const fl_layer *layer, const fl_sequence *q) {
-    fl_status status = check_sequence(layer, q);
+    fl_status status = fl_check_sequence(layer, q);
     if (status) return status;
-    forward_call f = {.layer = layer, .q = q};
-    status = run_forward(&f);
+    forward_call f = {.layer = layer, .q = q, .layers = layer->config.num_layers};
+    int64_t steps;
+    f.length = fl_take_lengths(q, &steps);
+    if (!f.length) return steps < 0 ? FL_BAD_ARGUMENT : FL_NO_MEMORY;
+    f.order = malloc((size_t)(q->B ? q->B : 1) * sizeof *f.order);
+    if (!f.order) status = fl_fail(FL_NO_MEMORY, "forward: no memory for B = %lld", (long long)q->B);
+    else if (!(f.pack = fl_layer_pack(layer))) status = FL_NO_WEIGHTS;
+    else status = run_forward(&f, steps);
     fl_pack_release(f.pack);
     fl_os_free(f.memory);
+    free(f.begin);
     free(f.length);
     free(f.order);
     return status;
+}
+
+static fl_status run_for_tape(forward_call *f, int64_t steps) {
+    f->layer = f->tape->layer;
+    f->q = &f->tape->sequence;
+    f->pack = f->tape->pack;
+    f->order = f->tape->order;
+    f->length = f->tape->length;
+    f->first_layer = f->tape->index;
+    f->layers = 1;
+    const fl_status status = run_forward(f, steps);
+    fl_os_free(f->memory);
+    free(f->begin);
+    return status;
+}
+
+fl_status fl_forward_taped(fl_tape *tape) {
+    forward_call f = {.tape = tape};
+    return run_for_tape(&f, tape->place[tape->steps]);
+}
+
+fl_status fl_forward_again(fl_tape *tape, int64_t block, const fl_memory *memory) {
+    const int64_t first = block * tape->every,
+                  end = first + tape->every < tape->steps ? first + tape->every : tape->steps;
+    forward_call f = {.tape = tape, .again = memory, .first_step = first};
+    return run_for_tape(&f, tape->place[end] - tape->place[first]);
 }

@@ -71,8 +71,11 @@ static void choose_kernels(fl_layer *layer) {
     }
     for (int p = 0; p < layer->cell->phases; p++) {
         const fl_phase *phase = &layer->cell->phase[p];
-        memcpy(&layer->update[p], (const char *)layer->kernels + (general ? phase->general : phase->kernel),
-               sizeof layer->update[p]);
+        const char *table = (const char *)layer->kernels;
+        memcpy(&layer->update[p], table + (general ? phase->general : phase->kernel), sizeof layer->update[p]);
+        memcpy(&layer->backward[p], table + (general ? phase->general_backward : phase->backward),
+               sizeof layer->backward[p]);
+        if (phase->keep) memcpy(&layer->keep[p], table + phase->keep, sizeof layer->keep[p]);
     }
 }
 
@@ -109,6 +112,7 @@ fl_layer *fl_layer_retain(const fl_layer *layer) {
 void fl_free(fl_layer *layer) {
     if (!layer || atomic_fetch_sub_explicit(&layer->references, 1, memory_order_acq_rel) != 1) return;
     fl_pack_release(layer->pack);
+    fl_free_spares(layer);
     free(layer);
 }
 

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -88,36 +91,33 @@ void fl_monitor_unlock(fl_monitor *m) { pthread_mutex_unlock(&m->mutex); }
 void fl_monitor_wait(fl_monitor *m) { pthread_cond_wait(&m->changed, &m->mutex); }
 void fl_monitor_wake_all(fl_monitor *m) { pthread_cond_broadcast(&m->changed); }
 
-typedef struct thread_start {
-    void (*fn)(void *);
-    void *argument;
-} thread_start;
-
-static void *thread_main(void *memory) {
-    const thread_start start = *(thread_start *)memory;
-    free(memory);
-    start.fn(start.argument);
-    return NULL;
-}
-
-bool fl_os_start_thread(void (*fn)(void *), void *argument) {
-    thread_start *start = malloc(sizeof *start);
-    if (!start) return false;
-    *start = (thread_start){fn, argument};
+bool fl_os_start_thread(void *(*fn)(void *), void *argument) {
     /* The host's handlers expect its own threads. */
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_t thread;
-    const int error = pthread_create(&thread, NULL, thread_main, start);
+    const bool started = pthread_create(&thread, NULL, fn, argument) == 0;
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (error) {
-        free(start);
-        return false;
-    }
-    pthread_detach(thread);
-    return true;
+    if (started) pthread_detach(thread);
+    return started;
 }
+
+#if defined(__linux__)
+int64_t fl_os_thread_id(void) { return syscall(SYS_gettid); }
+int fl_os_core(void) { return sched_getcpu(); }
+
+void fl_os_keep_off(int64_t thread, int core) {
+    cpu_set_t set;
+    if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof set, &set) != 0) return;
+    CPU_CLR(core, &set);
+    if (CPU_COUNT(&set) > 0) sched_setaffinity((pid_t)thread, sizeof set, &set); /* a hint: refusal costs nothing */
+}
+#else
+int64_t fl_os_thread_id(void) { return 1; }
+int fl_os_core(void) { return -1; }
+void fl_os_keep_off(int64_t thread, int core) { (void)thread, (void)core; }
+#endif
 
 void fl_os_yield(void) { sched_yield(); }
 

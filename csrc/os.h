@@ -29,7 +29,11 @@ void fl_monitor_unlock(fl_monitor *monitor);
 void fl_monitor_wait(fl_monitor *monitor); /* locked */
 void fl_monitor_wake_all(fl_monitor *monitor);
 
-bool fl_os_start_thread(void (*fn)(void *), void *argument); /* detached, all signals blocked */
+bool fl_os_start_thread(void *(*fn)(void *), void *argument); /* detached, all signals blocked */
+int64_t fl_os_thread_id(void); /* the calling thread's */
+int fl_os_core(void);          /* that it runs on; -1: not known */
+/* Lets a thread of ours run wherever the calling one may, but for that core, if there is another. */
+void fl_os_keep_off(int64_t thread, int core);
 void fl_os_yield(void);
 double fl_os_now_us(void);
 int64_t fl_os_usable_cores(void); /* affinity and cgroup quota, at least 1 */

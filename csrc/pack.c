@@ -4,15 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A source matrix: rows gate * H + unit from `first` on, `gates` gates of `units` rows, `depth` columns. */
-typedef struct source {
-    const char *data;
-    int64_t units, depth;
-    int32_t first, gates;
-} source;
-
 /* The row of the source that is packed column n. */
-static int64_t row_of_column(const source *s, int64_t lanes, int64_t n) {
+static int64_t row_of_column(const fl_source *s, int64_t lanes, int64_t n) {
     const int64_t whole = s->units / lanes * lanes;
     int64_t width = lanes, unit = 0;
     if (n >= whole * s->gates) {
@@ -28,7 +21,7 @@ static int64_t row_of_column(const source *s, int64_t lanes, int64_t n) {
 
 static fl_status out_of_memory(void) { return fl_fail(FL_NO_MEMORY, "weights: no memory to pack them"); }
 
-static fl_status pack_matrix(const fl_kernels *k, const source *s, fl_matrix *matrix) {
+fl_status fl_pack_matrix(const fl_kernels *k, const fl_source *s, fl_matrix *matrix) {
     const int64_t size = k->element_bytes, columns = s->gates * s->units;
     matrix->depth = s->depth;
     matrix->vecs = fl_round_up(columns, k->lanes) / k->lanes;
@@ -55,8 +48,7 @@ static fl_status pack_matrix(const fl_kernels *k, const source *s, fl_matrix *ma
     return FL_OK;
 }
 
-/* The sum of up to two biases in packed columns; zeros where there is none. */
-static fl_status pack_bias(const fl_kernels *k, source s, const void *a, const void *b, void **bias) {
+fl_status fl_pack_bias(const fl_kernels *k, fl_source s, const void *a, const void *b, void **bias) {
     const int64_t columns = s.gates * s.units, vecs = fl_round_up(columns, k->lanes);
     *bias = fl_os_alloc(vecs * k->element_bytes);
     if (!*bias) return out_of_memory();
@@ -74,20 +66,20 @@ static fl_status pack_direction(const fl_layer *layer, const fl_weights *w, int6
     const fl_kernels *k = layer->kernels;
     const fl_cell *cell = layer->cell;
     const int64_t H = layer->config.hidden_size, P = layer->output_size, size = k->element_bytes;
-    fl_status status = pack_matrix(k, &(source){w->weight_ih.data, H, inputs, 0, cell->gates}, &d->input);
+    fl_status status = fl_pack_matrix(k, &(fl_source){w->weight_ih.data, H, inputs, 0, cell->gates}, &d->input);
     if (status) return status;
-    const source all = {NULL, H, 0, 0, cell->gates};
+    const fl_source all = {NULL, H, 0, 0, cell->gates};
     const void *second = cell->separate ? NULL : w->bias_hh.data;
-    if ((status = pack_bias(k, all, w->bias_ih.data, second, &d->bias))) return status;
+    if ((status = fl_pack_bias(k, all, w->bias_ih.data, second, &d->bias))) return status;
     for (int p = 0; p < cell->phases; p++) {
-        const source s = {w->weight_hh.data, H, P, cell->phase[p].first_gate, cell->phase[p].gates};
-        if ((status = pack_matrix(k, &s, &d->recurrent[p]))) return status;
-        if (cell->separate && (status = pack_bias(k, s, w->bias_hh.data, NULL, &d->start[p]))) return status;
+        const fl_source s = {w->weight_hh.data, H, P, cell->phase[p].first_gate, cell->phase[p].gates};
+        if ((status = fl_pack_matrix(k, &s, &d->recurrent[p]))) return status;
+        if (cell->separate && (status = fl_pack_bias(k, s, w->bias_hh.data, NULL, &d->start[p]))) return status;
     }
     if (layer->config.proj_size) {
-        const source s = {w->weight_hr.data, P, H, 0, 1};
-        if ((status = pack_matrix(k, &s, &d->projection))) return status;
-        if ((status = pack_bias(k, s, NULL, NULL, &d->zeros))) return status;
+        const fl_source s = {w->weight_hr.data, P, H, 0, 1};
+        if ((status = fl_pack_matrix(k, &s, &d->projection))) return status;
+        if ((status = fl_pack_bias(k, s, NULL, NULL, &d->zeros))) return status;
     }
     if (layer->config.peepholes) {
         const int64_t stride = layer->hidden_stride * size;
@@ -151,6 +143,91 @@ fl_status fl_pack_create(const fl_layer *layer, const fl_weights *weights, fl_pa
     return FL_OK;
 }
 
+/* --- transposed, for the way back --- */
+
+/* The packed column of a gate's unit. */
+static int64_t column_of(int64_t lanes, int64_t gates, int64_t units, int64_t gate, int64_t unit) {
+    const int64_t whole = units / lanes * lanes;
+    if (unit >= whole) return whole * gates + gate * (units - whole) + unit - whole;
+    return unit / lanes * lanes * gates + gate * lanes + unit % lanes;
+}
+
+static int64_t panel_width(const fl_kernels *k, const fl_matrix *m, int64_t panel) {
+    const int64_t left = m->vecs - panel * k->panel_vecs;
+    return (left < k->panel_vecs ? left : k->panel_vecs) * k->lanes;
+}
+
+bool fl_pack_transposed(const fl_kernels *k, const fl_matrix *from, int64_t gates, int64_t gate, int64_t units,
+                        fl_matrix *to) {
+    const int64_t size = k->element_bytes, panel_columns = k->panel_vecs * k->lanes;
+    to->depth = units;
+    to->vecs = fl_round_up(from->depth, k->lanes) / k->lanes;
+    to->data = fl_os_alloc(to->vecs * k->lanes * units * size);
+    if (!to->data) return false;
+    memset(to->data, 0, (size_t)(to->vecs * k->lanes * units * size));
+    for (int64_t u = 0; u < units; u++) {
+        const int64_t n = column_of(k->lanes, gates, units, gate, u), panel = n / panel_columns;
+        const int64_t width = panel_width(k, from, panel);
+        const char *source =
+            (const char *)from->data + (panel * panel_columns * from->depth + n % panel_columns) * size;
+        char *target = to->data;
+        for (int64_t i = 0; i < from->depth; target += panel_columns * units * size) {
+            const int64_t wide = panel_width(k, to, i / panel_columns);
+            char *out = target + u * wide * size;
+            for (int64_t j = 0; j < wide && i < from->depth; j++, i++, source += width * size) {
+                if (size == 4) memcpy(out + j * 4, source, 4);
+                else memcpy(out + j * 8, source, 8);
+            }
+        }
+    }
+    return true;
+}
+
+static void free_back(fl_back_pack *b) {
+    if (!b) return;
+    for (int g = 0; g < 4; g++) {
+        fl_os_free(b->input[g].data);
+        fl_os_free(b->recurrent[g].data);
+    }
+    fl_os_free(b->projection.data);
+    fl_os_free(b->zeros);
+    free(b);
+}
+
+static fl_back_pack *create_back(const fl_layer *l, const fl_direction *d) {
+    const fl_cell *cell = l->cell;
+    const int64_t H = l->config.hidden_size, inputs = d->input.depth;
+    fl_back_pack *b = calloc(1, sizeof *b);
+    bool made = b != NULL;
+    for (int64_t g = 0; made && g < cell->gates; g++) {
+        const int p = cell->phases == 2 && g >= cell->phase[1].first_gate;
+        const fl_phase *phase = &cell->phase[p];
+        made =
+            fl_pack_transposed(l->kernels, &d->input, cell->gates, g, H, &b->input[g]) &&
+            fl_pack_transposed(l->kernels, &d->recurrent[p], phase->gates, g - phase->first_gate, H, &b->recurrent[g]);
+    }
+    if (made && l->config.proj_size)
+        made = fl_pack_transposed(l->kernels, &d->projection, 1, 0, l->output_size, &b->projection);
+    if (made) {
+        const int64_t bytes = fl_round_up(H > inputs ? H : inputs, l->kernels->lanes) * l->kernels->element_bytes;
+        made = (b->zeros = fl_os_alloc(bytes)) != NULL;
+        if (made) memset(b->zeros, 0, (size_t)bytes);
+    }
+    if (made) return b;
+    free_back(b);
+    return NULL;
+}
+
+const fl_back_pack *fl_direction_back(const fl_layer *layer, fl_direction *d) {
+    fl_back_pack *back = atomic_load_explicit(&d->back, memory_order_acquire);
+    if (back) return back;
+    fl_back_pack *mine = create_back(layer, d);
+    if (!mine) out_of_memory();
+    else if (atomic_compare_exchange_strong(&d->back, &back, mine)) return mine;
+    free_back(mine); /* another thread was faster, or there was none */
+    return back;
+}
+
 void fl_pack_release(fl_pack *pack) {
     if (!pack || atomic_fetch_sub_explicit(&pack->references, 1, memory_order_acq_rel) != 1) return;
     for (int64_t i = 0; i < pack->count; i++) {
@@ -159,6 +236,7 @@ void fl_pack_release(fl_pack *pack) {
                          d->bias,       d->start[0],          d->start[1],          d->zeros,
                          d->peephole};
         for (size_t j = 0; j < sizeof parts / sizeof parts[0]; j++) fl_os_free(parts[j]);
+        free_back(atomic_load(&d->back));
     }
     free(pack);
 }

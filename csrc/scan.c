@@ -29,13 +29,7 @@ static int64_t unit_step(const fl_kernels *k, int64_t gates) {
 
 /* --- memory --- */
 
-/* Hands out 64-byte aligned parts of a block; with a NULL base it only counts. */
-typedef struct arena {
-    char *base;
-    int64_t used;
-} arena;
-
-static void *take(arena *a, int64_t bytes) {
+void *fl_take(fl_arena *a, int64_t bytes) {
     void *part = a->base ? a->base + a->used : NULL;
     a->used += fl_round_up(bytes, 64);
     return part;
@@ -60,25 +54,25 @@ static int64_t most_tiles(const fl_scan *s, int phase) {
 static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers, void *memory) {
     const fl_kernels *k = layer->kernels;
     const int64_t size = k->element_bytes, gates = layer->cell->gates;
-    arena a = {memory, 0};
+    fl_arena a = {memory, 0};
     s->layer = layer;
     s->rows = rows;
     const int64_t tile_steps = rows ? (TILE_ROWS + rows - 1) / rows : 1;
     s->tile_rows = rows * (steps < tile_steps ? steps : tile_steps);
-    for (int i = 0; i < 2; i++) s->h[i] = take(&a, rows * layer->output_stride * size);
-    s->c = take(&a, rows * layer->hidden_stride * size);
-    s->between = take(&a, rows * layer->hidden_stride * size);
+    for (int i = 0; i < 2; i++) s->h[i] = fl_take(&a, rows * layer->output_stride * size);
+    s->c = fl_take(&a, rows * layer->hidden_stride * size);
+    s->between = fl_take(&a, rows * layer->hidden_stride * size);
     s->projected_stride = fl_round_up(gates * layer->config.hidden_size, k->lanes);
-    s->projected = take(&a, s->tile_rows * s->projected_stride * size);
+    s->projected = fl_take(&a, s->tile_rows * s->projected_stride * size);
     /* A tile has at least one step of units for six rows, and up to SCRATCH_BYTES. */
     s->scratch_bytes = most(SCRATCH_BYTES, 6 * gates * k->panel_vecs * k->lanes * size);
-    s->scratch = take(&a, workers * s->scratch_bytes);
+    s->scratch = fl_take(&a, workers * s->scratch_bytes);
     for (int i = 0; i < layer->cell->phases; i++)
-        s->tiling[i].calls = take(&a, most_tiles(s, i) * (int64_t)sizeof(fl_calls));
-    for (int i = 0; i < 2; i++) s->h_rows[i] = take(&a, rows * (int64_t)sizeof(void *));
-    s->between_rows = take(&a, rows * (int64_t)sizeof(void *));
-    s->x_rows = take(&a, s->tile_rows * (int64_t)sizeof(void *));
-    s->y_rows = take(&a, rows * (int64_t)sizeof(void *));
+        s->tiling[i].calls = fl_take(&a, most_tiles(s, i) * (int64_t)sizeof(fl_calls));
+    for (int i = 0; i < 2; i++) s->h_rows[i] = fl_take(&a, rows * (int64_t)sizeof(void *));
+    s->between_rows = fl_take(&a, rows * (int64_t)sizeof(void *));
+    s->x_rows = fl_take(&a, s->tile_rows * (int64_t)sizeof(void *));
+    s->y_rows = fl_take(&a, rows * (int64_t)sizeof(void *));
     return a.used;
 }
 
@@ -103,42 +97,73 @@ void fl_scan_init(fl_scan *s, const fl_layer *layer, const fl_direction *weights
     memset(s->c, 0, (size_t)(rows * layer->hidden_stride * size));
 }
 
-static void set_row(char *row, const void *from, int64_t bytes) {
+void fl_set_row(char *row, const void *from, int64_t bytes) {
     if (from) memcpy(row, from, (size_t)bytes);
     else memset(row, 0, (size_t)bytes);
 }
 
+/* The rows of the state before a step, or after the last. */
+static char *h_before(const fl_scan *s, int64_t step) {
+    if (!s->memory) return s->h[s->parity];
+    return fl_memory_h(s->layer, s->memory, step) +
+           s->memory_row * s->layer->output_stride * s->layer->kernels->element_bytes;
+}
+
+static char *c_before(const fl_scan *s, int64_t step) {
+    if (!s->memory || !s->memory->c) return s->c;
+    return fl_memory_c(s->layer, s->memory, step) +
+           s->memory_row * s->layer->hidden_stride * s->layer->kernels->element_bytes;
+}
+
 void fl_scan_set_state(fl_scan *s, int64_t row, const void *h, const void *c) {
     const fl_layer *l = s->layer;
-    const int64_t size = l->kernels->element_bytes;
-    set_row(s->h[s->parity] + row * l->output_stride * size, h, l->output_size * size);
-    if (l->cell->has_c) set_row(s->c + row * l->hidden_stride * size, c, l->config.hidden_size * size);
+    const int64_t size = l->kernels->element_bytes, first = s->memory ? s->memory->first_step : 0;
+    fl_set_row(h_before(s, first) + row * l->output_stride * size, h, l->output_size * size);
+    if (l->cell->has_c) fl_set_row(c_before(s, first) + row * l->hidden_stride * size, c, l->config.hidden_size * size);
 }
 
 const char *fl_scan_h(const fl_scan *s, int64_t row, int64_t ago) {
-    return s->h[(s->parity + ago) & 1] + row * s->layer->output_stride * s->layer->kernels->element_bytes;
+    const char *rows = s->memory ? h_before(s, s->steps - ago) : s->h[(s->parity + ago) & 1];
+    return rows + row * s->layer->output_stride * s->layer->kernels->element_bytes;
 }
 
-const char *fl_scan_c(const fl_scan *s, int64_t row) {
-    return s->c + row * s->layer->hidden_stride * s->layer->kernels->element_bytes;
+const char *fl_scan_now_h(const fl_scan *s, int64_t row) {
+    return s->h[s->parity] + row * s->layer->output_stride * s->layer->kernels->element_bytes;
+}
+
+const char *fl_scan_c(const fl_scan *s, int64_t row, int64_t ago) {
+    return c_before(s, s->steps - ago) + row * s->layer->hidden_stride * s->layer->kernels->element_bytes;
+}
+
+/* --- a tape's memory --- */
+
+static int64_t memory_row(const fl_memory *m, int64_t step) {
+    return step == m->first_step ? 0 : m->rows + m->place[step - 1] - m->place[m->first_step];
+}
+
+char *fl_memory_h(const fl_layer *l, const fl_memory *m, int64_t step) {
+    return m->h + memory_row(m, step) * l->output_stride * l->kernels->element_bytes;
+}
+
+char *fl_memory_c(const fl_layer *l, const fl_memory *m, int64_t step) {
+    return m->c + memory_row(m, step) * l->hidden_stride * l->kernels->element_bytes;
+}
+
+char *fl_memory_z(const fl_layer *l, const fl_memory *m, int64_t step) {
+    return m->z + (m->place[step] - m->place[m->first_step]) * m->z_stride * l->kernels->element_bytes;
 }
 
 /* --- stages --- */
 
-typedef struct range {
-    int64_t begin, end;
-} range;
-
-static range slice_of(int64_t units, int64_t step, int64_t slice, int64_t slices) {
-    if (slices == 1) return (range){0, units};
+fl_range fl_slice(int64_t units, int64_t step, int64_t slice, int64_t slices) {
+    if (slices == 1) return (fl_range){0, units};
     const int64_t steps = (units + step - 1) / step;
-    const range r = {steps * slice / slices * step, steps * (slice + 1) / slices * step};
-    return (range){r.begin, r.end < units ? r.end : units};
+    const fl_range r = {steps * slice / slices * step, steps * (slice + 1) / slices * step};
+    return (fl_range){r.begin, r.end < units ? r.end : units};
 }
 
-/* Sets part i of a product to columns [begin, end) * gates of a matrix. */
-static void set_columns(fl_product_args *p, int i, const fl_kernels *k, const fl_matrix *m, int64_t gates,
-                        int64_t begin, int64_t end) {
+void fl_set_columns(fl_product_args *p, int i, const fl_kernels *k, const fl_matrix *m, int64_t gates, int64_t begin,
+                    int64_t end) {
     p->vecs = ((end - begin) * gates + k->lanes - 1) >> __builtin_ctz((unsigned)k->lanes); /* a power of two */
     p->part[i].depth = m->depth;
     p->part[i].w = (const char *)m->data + begin * gates * m->depth * k->element_bytes;
@@ -152,11 +177,11 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
     const fl_scan *s = context;
     const fl_kernels *k = s->layer->kernels;
     const int64_t gates = s->layer->cell->gates;
-    const range units = slice_of(s->layer->config.hidden_size, whole_step(s), slice, slices);
+    const fl_range units = fl_slice(s->layer->config.hidden_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * gates * k->element_bytes;
     fl_product_args p = {.rows = s->tile_count, .parts = 1};
-    set_columns(&p, 0, k, &s->weights->input, gates, units.begin, units.end);
+    fl_set_columns(&p, 0, k, &s->weights->input, gates, units.begin, units.end);
     p.part[0].a = s->x_rows;
     p.start = (const char *)s->weights->bias + first;
     p.out = s->projected + first;
@@ -172,11 +197,15 @@ static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t beg
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
     const int64_t size = k->element_bytes, gates = l->cell->phase[phase].gates, first = begin * gates * size;
-    const int64_t state = row * l->hidden_stride * size, z_stride = s->tiling[phase].width * gates;
+    const int64_t state = row * l->hidden_stride * size, memory_gates = l->cell->memory_gates;
+    const int64_t memory_stride = s->memory ? s->memory->z_stride : 0;
+    const bool direct = s->memory && !l->keep[phase];
+    const int64_t z_stride = direct ? memory_stride : s->tiling[phase].width * gates;
     *calls = (fl_calls){
         .row = row,
         .state_bytes = state,
         .projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size,
+        .memory_bytes = (row * memory_stride + begin * memory_gates) * size,
         .product = {.rows = rows, .parts = s->fused ? 2 : 1, .out_stride = z_stride},
         .cell = {.rows = rows,
                  .hidden = l->config.hidden_size,
@@ -184,39 +213,46 @@ static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t beg
                  .end = end,
                  .z_stride = z_stride,
                  .zx_stride = s->projected_stride,
-                 .c = s->c + state,
                  .state_stride = l->hidden_stride,
                  .y = writes_y(l, phase) ? s->y_rows + row : NULL,
                  .peephole = s->weights->peephole,
-                 .options = &l->options},
+                 .options = &l->options,
+                 .memory_stride = memory_stride},
     };
     fl_product_args *p = &calls->product;
     if (s->fused) {
-        set_columns(p, 0, k, &s->weights->input, gates, begin, end);
+        fl_set_columns(p, 0, k, &s->weights->input, gates, begin, end);
         p->start = (const char *)s->weights->bias + first;
     } else if (l->cell->separate) p->start = (const char *)s->weights->start[phase] + first;
     else p->start_stride = s->projected_stride;
-    set_columns(p, s->fused, k, &s->weights->recurrent[phase], gates, begin, end);
+    fl_set_columns(p, s->fused, k, &s->weights->recurrent[phase], gates, begin, end);
 }
 
 /* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
  * function should not be many. */
 static void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch) {
     const fl_layer *l = s->layer;
-    const int64_t from = s->parity, state = calls->state_bytes;
+    const int64_t state = calls->state_bytes;
     const char *projected = s->tile + calls->projected_bytes;
     fl_product_args *p = &calls->product;
     fl_cell_args *u = &calls->cell;
     p->out = scratch;
     u->z = scratch;
-    p->part[s->fused].a = (phase == 0 ? s->h_rows[from] : s->between_rows) + calls->row;
+    if (s->memory) {
+        u->memory = s->z + calls->memory_bytes;
+        if (!l->keep[phase]) u->z = p->out = u->memory;
+    }
+    p->part[s->fused].a = (phase == 0 ? s->h_in_rows : (const void *const *)s->between_rows) + calls->row;
     if (s->fused) p->part[0].a = s->step_x + calls->row;
     else if (!l->cell->separate) p->start = projected;
     u->zx = projected;
-    u->h = s->h[from] + state;
-    u->h_out = (u->y ? s->h[from ^ 1] : s->between) + state;
+    u->h = s->h_in + state;
+    u->h_out = (u->y ? s->h_out : s->between) + state;
+    u->c = s->c_in + state;
+    u->c_out = s->c_out + state;
     u->y_offset = s->y_offset;
     l->kernels->product(p);
+    if (s->memory && l->keep[phase]) l->keep[phase](u);
     l->update[phase](u);
 }
 
@@ -233,6 +269,7 @@ static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
     const int64_t H = l->config.hidden_size;
     s->active = active;
     s->fused = fused;
+    s->slices = slices;
     for (int i = 0; i < l->cell->phases && active > 0; i++) {
         const int64_t step = unit_step(k, l->cell->phase[i].gates);
         const int64_t room = s->scratch_bytes / (step_columns(l, i) * k->element_bytes); /* rows, one step wide */
@@ -282,19 +319,19 @@ static void project_output(void *context, int64_t slice, int64_t slices, int64_t
     const fl_scan *s = context;
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
-    const range units = slice_of(l->output_size, whole_step(s), slice, slices);
+    const fl_range units = fl_slice(l->output_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * k->element_bytes;
     fl_product_args p = {.rows = s->active, .parts = 1};
-    set_columns(&p, 0, k, &s->weights->projection, 1, units.begin, units.end);
+    fl_set_columns(&p, 0, k, &s->weights->projection, 1, units.begin, units.end);
     p.part[0].a = s->between_rows;
     p.start = (const char *)s->weights->zeros + first;
-    p.out = s->h[s->parity ^ 1] + first;
+    p.out = s->h_out + first;
     p.out_stride = l->output_stride;
     k->product(&p);
     for (int64_t r = 0; r < s->active; r++)
         memcpy((char *)s->y_rows[r] + s->y_offset * k->element_bytes + first,
-               (const char *)s->h_rows[s->parity ^ 1][r] + first,
+               s->h_out + r * l->output_stride * k->element_bytes + first,
                (size_t)((units.end - units.begin) * k->element_bytes));
 }
 
@@ -318,13 +355,33 @@ static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t ste
     return end - t;
 }
 
+/* Where the states and pre-activations of a step are. */
+static void begin_step(fl_scan *s, int64_t step) {
+    const fl_layer *l = s->layer;
+    const int64_t size = l->kernels->element_bytes;
+    s->h_in = h_before(s, step);
+    s->c_in = c_before(s, step);
+    if (!s->memory) {
+        s->h_out = s->h[s->parity ^ 1];
+        s->c_out = s->c;
+        s->h_in_rows = s->h_rows[s->parity];
+        return;
+    }
+    s->h_out = h_before(s, step + 1);
+    s->c_out = c_before(s, step + 1);
+    s->z = fl_memory_z(l, s->memory, step) + s->memory_row * s->memory->z_stride * size;
+    for (int64_t r = 0; r < s->active; r++) s->h_rows[0][r] = s->h_in + r * l->output_stride * size;
+    s->h_in_rows = s->h_rows[0];
+}
+
 void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
     const fl_layer *l = s->layer;
-    const int64_t steps = rows->count ? rows->steps[0] : 0;
+    const int64_t all = rows->count ? rows->steps[0] : 0, steps = rows->end < all ? rows->end : all;
     const int64_t row_bytes = s->projected_stride * l->kernels->element_bytes, slices = fl_team_slices(team);
-    int64_t tile_end = 0, active = rows->count;
+    int64_t tile_end = rows->begin, active = rows->count;
     bool fused = false;
-    for (int64_t t = 0; t < steps; t++) {
+    s->steps = all;
+    for (int64_t t = rows->begin; t < steps; t++) {
         active = active_at(rows, active, t);
         if (t == tile_end) {
             const int64_t count = fill_tile(s, rows, t, steps, active);
@@ -335,8 +392,9 @@ void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
             s->tile = s->projected;
             s->step_x = s->x_rows;
         }
-        if (active != s->active || fused != s->fused) set_active(s, active, fused, slices);
+        if (active != s->active || fused != s->fused || slices != s->slices) set_active(s, active, fused, slices);
         s->y_offset = t * rows->y_step;
+        begin_step(s, t);
         fl_team_stage(team, first_phase, s);
         if (l->cell->phases == 2) fl_team_stage(team, second_phase, s);
         if (l->config.proj_size) fl_team_stage(team, project_output, s);

@@ -1,4 +1,5 @@
-/* Streams: a state of their own, one step a call, nothing allocated or locked on the way. */
+/* Streams: a state of their own, one step a call, nothing allocated on the way, nor locked but by a step so large that
+ * it is split among threads. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -9,11 +10,13 @@ struct fl_stream {
     fl_pack *pack;
     int version; /* of the layer's weights that `pack` is */
     atomic_flag busy;
-    int64_t B;
+    int64_t B, workers; /* that there is scratch for */
     void *memory;
     char *initial_h, *initial_c; /* [L, B, P], [L, B, H]: what reset goes back to */
     const char **x;              /* [B] */
     int64_t *steps;              /* [B], all 1 */
+    const void *step_x;          /* of the step that runs */
+    void *step_y;
     fl_scan scan[];              /* [L] */
 };
 
@@ -58,7 +61,9 @@ fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, con
     int64_t n;
     if (B < 0 || !fl_mul(L * 16 * (layer->hidden_stride + layer->config.input_size + 16), B, &n))
         return fl_fail(FL_BAD_ARGUMENT, "B is %lld", (long long)B);
-    const int64_t scan = fl_round_up(fl_scan_bytes(layer, B, 1, 1), 64);
+    const int64_t workers = fl_most_step_threads(layer, B);
+    if (workers < 0) return FL_BAD_ARGUMENT;
+    const int64_t scan = fl_round_up(fl_scan_bytes(layer, B, 1, workers), 64);
     const int64_t h_bytes = fl_round_up(L * B * layer->output_size * size, 64);
     const int64_t c_bytes = fl_round_up(L * B * layer->config.hidden_size * size, 64);
     const int64_t x_bytes = fl_round_up(B * (int64_t)sizeof(void *), 64);
@@ -78,10 +83,12 @@ fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, con
     s->layer = fl_layer_retain(layer);
     s->version = -1;
     s->B = B;
+    s->workers = workers;
+    fl_start_threads(workers); /* now, for it allocates */
     s->memory = memory;
     atomic_flag_clear(&s->busy);
     for (int64_t i = 0; i < L; i++, memory += scan)
-        fl_scan_init(&s->scan[i], layer, &s->pack->direction[i], B, 1, 1, memory);
+        fl_scan_init(&s->scan[i], layer, &s->pack->direction[i], B, 1, workers, memory);
     s->initial_h = memory;
     s->initial_c = memory + h_bytes;
     s->x = (const char **)(memory + h_bytes + c_bytes);
@@ -114,6 +121,25 @@ static void take_weights(fl_stream *s) {
     }
 }
 
+static void run_step(void *context, fl_team *team) {
+    fl_stream *s = context;
+    const fl_layer *l = s->layer;
+    const int64_t size = l->kernels->element_bytes, y_bytes = l->output_size * size;
+    fl_rows rows = {.count = s->B, .x = s->x, .steps = s->steps, .end = 1};
+    const void *x = s->step_x;
+    int64_t x_bytes = l->config.input_size * size;
+    for (int64_t i = 0; i < l->config.num_layers; i++) {
+        for (int64_t b = 0; b < s->B; b++) {
+            s->x[b] = (const char *)x + b * x_bytes;
+            s->scan[i].y_rows[b] = (char *)s->step_y + b * y_bytes;
+        }
+        fl_scan_run(&s->scan[i], &rows, team);
+        x = s->step_y; /* the next layer writes over what it has read */
+        rows.in_place = true;
+        x_bytes = y_bytes;
+    }
+}
+
 fl_status fl_stream_step(fl_stream *s, const void *x, void *y) {
     const fl_status status = enter(s);
     if (status) return status;
@@ -122,21 +148,13 @@ fl_status fl_stream_step(fl_stream *s, const void *x, void *y) {
         return fl_fail(FL_BAD_ARGUMENT, "%s: NULL", x ? "y" : "x");
     }
     take_weights(s);
-    const fl_layer *l = s->layer;
-    const int64_t size = l->kernels->element_bytes, y_bytes = l->output_size * size;
-    fl_rows rows = {s->B, s->x, 0, 0, s->steps, false};
-    int64_t x_bytes = l->config.input_size * size;
+    s->step_x = x;
+    s->step_y = y;
+    int64_t threads = s->workers > 1 ? fl_step_threads(s->layer, s->B) : 1;
+    if (threads > s->workers) threads = s->workers;
     const fl_fp_mode mode = fl_fp_begin();
-    for (int64_t i = 0; i < l->config.num_layers; i++) {
-        for (int64_t b = 0; b < s->B; b++) {
-            s->x[b] = (const char *)x + b * x_bytes;
-            s->scan[i].y_rows[b] = (char *)y + b * y_bytes;
-        }
-        fl_scan_run(&s->scan[i], &rows, NULL);
-        x = y; /* the next layer writes over what it has read */
-        rows.in_place = true;
-        x_bytes = y_bytes;
-    }
+    if (threads > 1) fl_parallel_stages(threads, run_step, s);
+    else run_step(s, NULL);
     fl_fp_end(mode);
     leave(s);
     return FL_OK;
@@ -152,7 +170,7 @@ fl_status fl_stream_get_state(fl_stream *s, void *h, void *c) {
         for (int64_t b = 0; b < s->B; b++) {
             const int64_t row = i * s->B + b;
             if (h) memcpy((char *)h + row * h_bytes, fl_scan_h(&s->scan[i], b, 0), (size_t)h_bytes);
-            if (c && l->cell->has_c) memcpy((char *)c + row * c_bytes, fl_scan_c(&s->scan[i], b), (size_t)c_bytes);
+            if (c && l->cell->has_c) memcpy((char *)c + row * c_bytes, fl_scan_c(&s->scan[i], b, 0), (size_t)c_bytes);
         }
     leave(s);
     return FL_OK;
@@ -190,7 +208,7 @@ fl_status fl_stream_copy(fl_stream *s, fl_stream **out) {
     status = fl_stream_create(s->layer, s->B, s->initial_h, s->initial_c, &copy);
     for (int64_t i = 0; !status && i < s->layer->config.num_layers; i++)
         for (int64_t b = 0; b < s->B; b++)
-            fl_scan_set_state(&copy->scan[i], b, fl_scan_h(&s->scan[i], b, 0), fl_scan_c(&s->scan[i], b));
+            fl_scan_set_state(&copy->scan[i], b, fl_scan_h(&s->scan[i], b, 0), fl_scan_c(&s->scan[i], b, 0));
     leave(s);
     *out = copy;
     return status;

@@ -17,20 +17,48 @@ static void pause_cpu(void) { __asm__ volatile("yield"); }
 static void pause_cpu(void) {}
 #endif
 
+enum {
+    ALONE_US = 100, /* calls below this stay in the calling thread unless they follow each other */
+};
+
 /* Waits for another thread that runs: spins, and gives the core away now and then in case it does not. */
 static void spin(int *count) {
     pause_cpu();
     if (++*count % 2048 == 0) fl_os_yield();
 }
 
+/* A slice's flags on a cache line of their own: the last stage for which somebody took it, and finished it. Its worker
+ * takes it unless the caller, done with its own, has been faster: a worker that the system does not run holds up
+ * nothing but the slice that it is in. */
+typedef struct seat {
+    _Alignas(64) atomic_llong taken;
+    atomic_llong done;
+} seat;
+
+struct fl_team {
+    int64_t slices;
+    fl_stage_fn *fn;
+    void *context;
+    _Alignas(64) atomic_llong stage; /* -1: over */
+    seat seats[FL_MOST_THREADS];
+};
+
+/* A worker that sleeps, and where it will wake: the thread's id, or 0, and the core. */
+typedef struct bed {
+    int64_t thread;
+    int core;
+} bed;
+
 typedef struct pool {
     fl_mutex *owner;     /* held during a job */
+    fl_team team;        /* the job's, if it has stages */
     fl_monitor *monitor; /* guards what follows */
     int64_t workers;     /* threads that exist */
     void (*fn)(void *context, int64_t worker);
     void *context;
     int64_t wanted;   /* workers that the open job takes */
     bool open;
+    bed beds[FL_MOST_THREADS]; /* of each worker */
     atomic_llong jobs;    /* posted so far; workers watch it while they spin */
     atomic_llong running; /* workers inside fn */
 } pool;
@@ -63,8 +91,8 @@ static bool pool_ready(void) {
     return made;
 }
 
-static void worker_main(void *argument) {
-    const int64_t worker = (int64_t)(intptr_t)argument;
+static void *worker_main(void *argument) {
+    const int64_t worker = (int64_t)(intptr_t)argument, thread = fl_os_thread_id();
     pool *p = &shared;
     long long seen = 0;
     for (;;) {
@@ -74,7 +102,9 @@ static void worker_main(void *argument) {
             if (i % 16 == 15 && fl_os_now_us() > until) break;
         }
         fl_monitor_lock(p->monitor);
+        p->beds[worker] = (bed){thread, fl_os_core()};
         while (atomic_load_explicit(&p->jobs, memory_order_relaxed) == seen) fl_monitor_wait(p->monitor);
+        p->beds[worker].thread = 0;
         seen = atomic_load_explicit(&p->jobs, memory_order_relaxed);
         const bool join = p->open && worker <= p->wanted;
         if (join) atomic_fetch_add_explicit(&p->running, 1, memory_order_relaxed);
@@ -87,11 +117,29 @@ static void worker_main(void *argument) {
         fl_fp_end(mode);
         atomic_fetch_sub_explicit(&p->running, 1, memory_order_release);
     }
+    return NULL;
 }
 
-/* Offers fn to up to threads - 1 workers; false: none can come. */
-static bool pool_post(int64_t threads, void (*fn)(void *, int64_t), void *context) {
-    if (threads < 2 || !pool_ready() || !fl_mutex_try_lock(shared.owner)) return false;
+/* Makes the pool this thread's until pool_close; false: no worker can come. */
+static bool pool_take(int64_t threads) { return threads > 1 && pool_ready() && fl_mutex_try_lock(shared.owner); }
+
+/* Under the monitor: workers for that many threads, or as many as the system gives. */
+static void start_workers(pool *p, int64_t threads) {
+    while (p->workers < threads - 1 && p->workers < FL_MOST_THREADS - 1 &&
+           fl_os_start_thread(worker_main, (void *)(intptr_t)(p->workers + 1)))
+        p->workers++;
+}
+
+/* Linux wakes a thread on the core where it fell asleep, and if that is the caller's, busy now, may leave it waiting there
+ * for milliseconds while another core is idle: so it is sent away before. */
+static void make_way(pool *p) {
+    const int here = fl_os_core();
+    for (int64_t i = 1; i <= p->workers && i <= p->wanted; i++)
+        if (p->beds[i].thread && p->beds[i].core == here) fl_os_keep_off(p->beds[i].thread, here);
+}
+
+/* Offers fn to up to threads - 1 workers of the pool that this thread has taken. */
+static void pool_post(int64_t threads, void (*fn)(void *, int64_t), void *context) {
     pool *p = &shared;
     fl_monitor_lock(p->monitor);
     p->fn = fn;
@@ -99,12 +147,10 @@ static bool pool_post(int64_t threads, void (*fn)(void *, int64_t), void *contex
     p->wanted = threads - 1;
     p->open = true;
     atomic_fetch_add_explicit(&p->jobs, 1, memory_order_release);
-    while (p->workers < p->wanted && p->workers < FL_MOST_THREADS - 1 &&
-           fl_os_start_thread(worker_main, (void *)(intptr_t)(p->workers + 1)))
-        p->workers++;
+    start_workers(p, threads);
+    make_way(p);
     fl_monitor_wake_all(p->monitor);
     fl_monitor_unlock(p->monitor);
-    return true;
 }
 
 /* No worker begins any more; returns when those that began have ended. */
@@ -136,26 +182,12 @@ static void run_tasks(void *context, int64_t worker) {
 void fl_parallel_tasks(int64_t threads, int64_t tasks, void (*fn)(void *, int64_t, int64_t), void *context) {
     task_job job = {.fn = fn, .context = context, .tasks = tasks};
     atomic_init(&job.next, 0);
-    const bool posted = pool_post(threads < tasks ? threads : tasks, run_tasks, &job);
+    if (threads > tasks) threads = tasks;
+    const bool shared_out = pool_take(threads);
+    if (shared_out) pool_post(threads, run_tasks, &job);
     run_tasks(&job, 0);
-    if (posted) pool_close();
+    if (shared_out) pool_close();
 }
-
-/* A slice's flags on a cache line of their own: the last stage for which somebody took it, and finished it. Its worker
- * takes it unless the caller, done with its own, has been faster: a worker that the system does not run holds up
- * nothing but the slice that it is in. */
-typedef struct seat {
-    _Alignas(64) atomic_llong taken;
-    atomic_llong done;
-} seat;
-
-struct fl_team {
-    int64_t slices;
-    fl_stage_fn *fn;
-    void *context;
-    _Alignas(64) atomic_llong stage; /* -1: over */
-    seat seats[FL_MOST_THREADS];
-};
 
 static bool take_slice(seat *s, long long stage) {
     long long before = stage - 1;
@@ -205,20 +237,39 @@ void fl_team_stage(fl_team *team, fl_stage_fn *fn, void *context) {
 }
 
 void fl_parallel_stages(int64_t threads, void (*body)(void *, fl_team *), void *context) {
-    fl_team *team = threads > 1 ? fl_os_alloc(sizeof *team) : NULL;
+    fl_team *team = pool_take(threads) ? &shared.team : NULL;
     if (team) {
-        memset(team, 0, sizeof *team);
         team->slices = threads;
-        if (!pool_post(threads, attend_stages, team)) {
-            fl_os_free(team);
-            team = NULL;
+        atomic_store_explicit(&team->stage, 0, memory_order_relaxed);
+        for (int64_t i = 0; i < threads; i++) {
+            atomic_store_explicit(&team->seats[i].taken, 0, memory_order_relaxed);
+            atomic_store_explicit(&team->seats[i].done, 0, memory_order_relaxed);
         }
+        pool_post(threads, attend_stages, team);
     }
     body(context, team);
     if (!team) return;
     atomic_store_explicit(&team->stage, -1, memory_order_release);
     pool_close();
-    fl_os_free(team);
+}
+
+void fl_start_threads(int64_t threads) {
+    if (threads < 2 || !pool_ready()) return;
+    fl_monitor_lock(shared.monitor);
+    start_workers(&shared, threads);
+    fl_monitor_unlock(shared.monitor);
+}
+
+/* Waking a thread takes some 30 us: a call of ALONE_US or less, which is over by then, takes others along only where it
+ * follows another such call at once, whose workers still spin or are about to. */
+int64_t fl_threads_for(double us) {
+    static _Atomic double before;
+    const int64_t threads = fl_get_num_threads();
+    if (threads < 2 || us < FL_SHORT_US) return 1;
+    if (us >= ALONE_US) return threads;
+    const double now = fl_os_now_us();
+    const double since = now - atomic_exchange_explicit(&before, now, memory_order_relaxed);
+    return since < ALONE_US + atomic_load_explicit(&spin_us, memory_order_relaxed) ? threads : 1;
 }
 
 static int64_t default_threads(void) {

@@ -12,7 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _check, _core
-from .layers import GRU, LSTM, RNN, GatedRNN, Stream, load
+from .initializers import initialize
+from .layers import GRU, LSTM, RNN, GatedRNN, Stream
+from .losses import binary_cross_entropy_with_logits, cross_entropy, log_softmax, mse_loss, softmax
+from .modules import Dropout, Embedding, Linear, Sequential, SequentialStream, load
+from .optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    clip_grad_norm,
+    constant_schedule,
+    cosine_schedule,
+    warmup_schedule,
+)
 
 if TYPE_CHECKING:
     from . import reference as reference
@@ -22,13 +34,31 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Dropout",
+    "Embedding",
     "GatedRNN",
+    "Linear",
+    "Sequential",
+    "SequentialStream",
     "Stream",
+    "binary_cross_entropy_with_logits",
+    "clip_grad_norm",
+    "constant_schedule",
+    "cosine_schedule",
+    "cross_entropy",
     "get_num_threads",
+    "initialize",
     "load",
+    "log_softmax",
+    "mse_loss",
     "reference",
     "set_num_threads",
     "show_config",
+    "softmax",
+    "warmup_schedule",
 ]
 
 

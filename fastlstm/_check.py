@@ -11,7 +11,7 @@ import math
 import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ Activation: TypeAlias = (
 MAX_LAYERS = (
     1024  # bounds what a hostile file can ask for, and the header of an honest one (see _files.HEADER_LIMIT)
 )
+
+MAX_MODULES = 256  # of a Sequential, which has at most MAX_LAYERS recurrent layers, for the same reason
 
 # --- options ------------------------------------------------------------------------------------------------
 
@@ -213,6 +215,195 @@ def options(cell: str, /, **given: Any) -> Options:
     return o
 
 
+class EmbeddingOptions(NamedTuple):
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None = None
+    dtype: str = "float32"
+
+    def shapes(self) -> dict[str, Shape]:
+        return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+    def __repr__(self) -> str:
+        return _call("Embedding", self, sizes=2)
+
+
+class LinearOptions(NamedTuple):
+    in_features: int
+    out_features: int
+    bias: bool = True
+    dtype: str = "float32"
+
+    def shapes(self) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {"weight": (self.out_features, self.in_features)}
+        return shapes | {"bias": (self.out_features,)} if self.bias else shapes
+
+    def __repr__(self) -> str:
+        return _call("Linear", self, sizes=2)
+
+
+class DropoutOptions(NamedTuple):
+    p: float = 0.5
+
+    @property
+    def dtype(self) -> None:
+        """That of its input."""
+
+    def shapes(self) -> dict[str, Shape]:
+        return {}
+
+    def __repr__(self) -> str:
+        return _call("Dropout", self, sizes=1)
+
+
+PartOptions: TypeAlias = Options | EmbeddingOptions | LinearOptions | DropoutOptions
+
+
+class SequentialOptions(NamedTuple):
+    """Of each module; `sequential` has seen to it that they fit together."""
+
+    modules: tuple[PartOptions, ...]
+
+    @property
+    def dtype(self) -> str:
+        return next(o.dtype for o in self.modules if o.dtype is not None)
+
+    @property
+    def recurrent(self) -> list[int]:
+        """The numbers of the recurrent layers."""
+        return [i for i, o in enumerate(self.modules) if isinstance(o, Options)]
+
+    @property
+    def batch_first(self) -> bool:
+        return any(isinstance(o, Options) and o.batch_first for o in self.modules)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the input is tokens."""
+        return isinstance(self.modules[0], EmbeddingOptions)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Features of the input (tokens count as one) and of the output."""
+        found = [w for o in self.modules if (w := _widths(o)) is not None]
+        return found[0][0], found[-1][1]
+
+    def shapes(self) -> dict[str, Shape]:
+        return {f"{i}.{n}": shape for i, o in enumerate(self.modules) for n, shape in o.shapes().items()}
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self.modules))})"
+
+
+AnyOptions: TypeAlias = PartOptions | SequentialOptions
+
+
+def _call(name: str, o: Any, sizes: int) -> str:
+    """As `Options.__repr__`: the sizes, then what differs from the default."""
+    words = [repr(value) for value in o[:sizes]]
+    for field, value in zip(o._fields[sizes:], o[sizes:], strict=True):
+        if value != o._field_defaults[field]:
+            words.append(f"{field}={value!r}")
+    return f"{name}({', '.join(words)})"
+
+
+def _widths(o: PartOptions) -> tuple[int, int] | None:
+    """Features that a module reads and gives; None: as many as it is given."""
+    if isinstance(o, Options):
+        return o.input_size, len(o.suffixes) * o.state_sizes[0]
+    if isinstance(o, EmbeddingOptions):
+        return 1, o.embedding_dim
+    return (o.in_features, o.out_features) if isinstance(o, LinearOptions) else None
+
+
+def width(o: PartOptions) -> int:
+    """Features that a module gives; not Dropout's."""
+    return cast(Shape, _widths(o))[1]
+
+
+MODULES: dict[str, type[Any]] = {
+    "Embedding": EmbeddingOptions, "Linear": LinearOptions, "Dropout": DropoutOptions,
+}  # fmt: skip
+
+
+def module(kind: str, /, **given: Any) -> PartOptions:
+    """Check the options of a constructor: of a cell, or of one of `MODULES`."""
+    if kind in CELLS:
+        return options(kind, **given)
+    cls = MODULES[kind]
+    unknown = given.keys() - set(cls._fields)
+    if unknown:
+        raise TypeError(f"{kind} takes no option {', '.join(sorted(unknown))}")
+    missing = set(cls._fields) - cls._field_defaults.keys() - given.keys()
+    if missing:
+        raise TypeError(f"{kind} needs {', '.join(sorted(missing))}")
+    o = cls(**given)
+    if isinstance(o, DropoutOptions):
+        return DropoutOptions(number("p", o.p, 0.0, 1.0))
+    dtype, (first, second) = float_dtype("dtype", o.dtype), o._fields[:2]
+    rows, columns = integer(first, o[0], 1), integer(second, o[1], 1)
+    if rows * columns * dtype.itemsize > sys.maxsize:
+        raise ValueError(
+            f"{first}={rows}, {second}={columns}: "
+            f"the parameters would take more bytes than can be addressed ({sys.maxsize})"
+        )
+    if isinstance(o, LinearOptions):
+        return LinearOptions(rows, columns, flag("bias", o.bias), dtype.name)
+    index = o.padding_idx
+    if index is not None:
+        index = integer("padding_idx", index, -rows, rows - 1) % rows
+    return EmbeddingOptions(rows, columns, index, dtype.name)
+
+
+def sequential(parts: Sequence[PartOptions]) -> SequentialOptions:
+    """Whether the modules of a Sequential fit together; ValueError names the first that does not."""
+    if not 1 <= len(parts) <= MAX_MODULES:
+        raise ValueError(f"modules must be 1 to {MAX_MODULES}, got {len(parts)}")
+    depth = sum(o.num_layers for o in parts if isinstance(o, Options))
+    if depth > MAX_LAYERS:
+        raise ValueError(f"modules must have at most {MAX_LAYERS} recurrent layers, got {depth}")
+    sized = [i for i, o in enumerate(parts) if _widths(o) is not None]
+    if not sized:
+        raise ValueError("modules must not be Dropout alone: that leaves the size and dtype of x open")
+    for before, i in zip(sized, sized[1:], strict=False):
+        o, last = parts[i], parts[before]
+        if isinstance(o, EmbeddingOptions):
+            raise ValueError(f"modules[{i}], {o!r}, reads tokens: it must be the first")
+        gives, reads = width(last), cast(Shape, _widths(o))[0]
+        if gives != reads:
+            raise ValueError(
+                f"modules[{i}], {o!r}, must read what modules[{before}], {last!r}, gives: {gives} features"
+            )
+        if o.dtype != last.dtype:
+            raise ValueError(
+                f"modules must have one dtype: modules[{i}] has {o.dtype}, modules[{before}] {last.dtype}"
+            )
+    if sized[0] and isinstance(parts[sized[0]], EmbeddingOptions):
+        raise ValueError(f"modules[{sized[0]}], {parts[sized[0]]!r}, reads tokens: it must be the first")
+    layers = [(i, o) for i, o in enumerate(parts) if isinstance(o, Options)]
+    for i, layer in layers[1:]:
+        if layer.batch_first != layers[0][1].batch_first:
+            raise ValueError(
+                f"modules must agree in batch_first: modules[{layers[0][0]}] has {layers[0][1].batch_first}, "
+                f"modules[{i}] {layer.batch_first}"
+            )
+    return SequentialOptions(tuple(parts))
+
+
+def modules(name: str, values: Sequence[Any], kinds: tuple[type[Any], ...]) -> SequentialOptions:
+    """The options of a Sequential of these modules, none of them twice."""
+    for i, value in enumerate(values):
+        if not isinstance(value, kinds):
+            raise TypeError(
+                f"{name}[{i}] must be a recurrent layer, Embedding, Linear or Dropout of fastlstm, "
+                f"got {_got(value)}"
+            )
+        first = next(k for k, other in enumerate(values) if other is value)
+        if first != i:
+            raise ValueError(f"{name}[{i}] must not be {name}[{first}] again: its parameters have one name")
+    return sequential([value._options for value in values])
+
+
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """An int (a bool or a float is none) in low..high."""
     wanted = f"an int of at least {low}" if high is None else f"an int in {low}..{high}"
@@ -226,6 +417,11 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     if result < low or (high is not None and result > high):
         raise ValueError(f"{name} must be {wanted}, got {_got(result)}")
     return result
+
+
+def seed(name: str, value: Any) -> int | None:
+    """None, or an int of at least 0."""
+    return None if value is None else integer(name, value, 0)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
@@ -376,6 +572,16 @@ def sequence(name: str, value: Any, input_size: int, dtype: np.dtype[Any], batch
     return _contiguous(array, dtype)
 
 
+def like(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """An array of the output's shape: layer's dtype, aligned, last axis contiguous."""
+    array = real_array(name, value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have the output's shape {shape}, got {array.shape}")
+    if array.dtype == dtype and array.flags.aligned and array.strides[-1:] in ((), (array.itemsize,)):
+        return array
+    return _contiguous(array, dtype)
+
+
 def states(name: str, value: Any, shapes: Sequence[Shape], dtype: np.dtype[Any]) -> list[Array]:
     """One C-contiguous array per state: h, or a pair (h, c)."""
     if len(shapes) == 1:
@@ -396,8 +602,10 @@ def _state(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:
     return _contiguous(array, dtype)
 
 
-def lengths(name: str, value: Any, steps: int, batch: int) -> Array:
-    """int64 [B], each in 0..T."""
+def lengths(name: str, value: Any, steps: int, batch: int, batched: bool = True) -> Array:
+    """int64 [B], each in 0..T; none for an unbatched x."""
+    if not batched:
+        raise ValueError(f"{name} must be None for an unbatched x [T, I]: leave out the steps instead")
     array = _integers(name, value)
     if array.shape != (batch,):
         raise ValueError(
@@ -430,6 +638,320 @@ def _in_range(name: str, array: Array, low: int, high: int) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def one_of(name: str, value: Any, wanted: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, wanted))}, got {_got(value)}")
+    if value not in wanted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, wanted))}, got {_got(value)}")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, infinity included."""
+    result = number(name, value, 0.0, math.inf)
+    if result == 0:
+        raise ValueError(f"{name} must be a number above 0, got {_got(value)}")
+    return result
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number in 0..1, but not 1."""
+    result = number(name, value, 0.0, 1.0)
+    if result == 1:
+        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {_got(value)}")
+    return result
+
+
+def floats(name: str, value: Any, least_ndim: int = 0) -> Array:
+    """float32 for float32 and narrower floats, float64 for all else; C-contiguous."""
+    array = real_array(name, value)
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    array = _contiguous(array, np.dtype(np.float32 if narrow else np.float64))
+    if array.ndim < least_ndim:
+        raise ValueError(f"{name} must have at least {least_ndim} axis, got shape {array.shape}")
+    return array
+
+
+def floats_like(name: str, value: Any, like_name: str, like: Array) -> Array:
+    """An array of the shape and in the dtype of another."""
+    array = real_array(name, value)
+    if array.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {like_name}, {like.shape}, got {array.shape}")
+    return _contiguous(array, like.dtype)
+
+
+def broadcast_to(name: str, value: Any, like_name: str, like: Array) -> Array:
+    """An array that broadcasts to the shape of another, in its dtype."""
+    array = real_array(name, value)
+    try:
+        return np.broadcast_to(_contiguous(array, like.dtype), like.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of {like_name}, {like.shape}, got {array.shape}"
+        ) from None
+
+
+def axis(name: str, value: Any, ndim: int) -> int:
+    result = integer(name, value, -ndim)
+    if result >= ndim:
+        raise ValueError(f"{name} must be an int in {-ndim}..{ndim - 1}, got {_got(result)}")
+    return result
+
+
+def targets(name: str, value: Any, logits: Array, ignore_index: int) -> tuple[Array, Array]:
+    """int64 class of each row of logits [.., C], flat, 0 where it is to be ignored; and where it is not."""
+    array = _integers(name, value)
+    if array.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{name} must hold one class for each row of logits [.., C], "
+            f"of shape {logits.shape[:-1]}, got {array.shape}"
+        )
+    array = array.reshape(-1)
+    counted = array != ignore_index
+    return _in_range(name, np.where(counted, array, 0), 0, logits.shape[-1] - 1), counted
+
+
+def gradients(name: str, value: Any, parameters: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """Gradients by parameter, C-contiguous. Given the parameters: no others, in their shapes and dtypes."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map parameter names to arrays, got {type(value).__name__}")
+    if parameters is None:
+        return {key: floats(f"{name}[{key!r}]", v) for key, v in value.items()}
+    arrays = {key: real_array(f"{name}[{key!r}]", v) for key, v in value.items()}
+    unexpected = [key for key in arrays if key not in parameters]
+    wanted = {key: v.shape for key, v in parameters.items()}
+    wrong = mismatch(wanted, {key: a.shape for key, a in arrays.items()}, strict=False)
+    if unexpected:
+        wrong = "; ".join(filter(None, [f"unexpected: {_listing(unexpected)}", wrong]))
+    if wrong:
+        raise ValueError(f"{name} does not fit the module's parameters: {wrong}")
+    return {key: _contiguous(a, parameters[key].dtype) for key, a in arrays.items()}
+
+
+def optimizer_state(
+    name: str,
+    value: Any,
+    numbers: Sequence[str],
+    all_slots: Mapping[str, str | None],
+    parameters: Mapping[str, Array],
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """An optimizer's settings, and for each parameter that has taken a step its "step" and its slots.
+
+    `value` is flat: the settings by name, the rest as "slot/parameter". A slot that names a setting is there
+    only if that is not 0.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map names to numbers and arrays, got {type(value).__name__}")
+    slots = [slot for slot, setting in all_slots.items() if setting is None or value.get(setting)]
+    keys = ("step", *slots)
+    begun = [p for p in parameters if any(f"{key}/{p}" in value for key in keys)]
+    wanted = [*numbers, *(f"{key}/{p}" for p in begun for key in keys)]
+    found = {
+        "missing": [key for key in wanted if key not in value],
+        "unexpected": [key for key in value if key not in set(wanted)],
+    }
+    wrong = "; ".join(f"{what}: {_listing(names)}" for what, names in found.items() if names)
+    if wrong:
+        raise ValueError(f"{name} does not fit this optimizer and its module: {wrong}")
+    settings = {key: number(f"{name}[{key!r}]", value[key], 0.0, math.inf) for key in numbers}
+    states: dict[str, dict[str, Any]] = {}
+    for p in begun:
+        arrays = {
+            slot: floats_like(f"{name}[{slot + '/' + p!r}]", value[f"{slot}/{p}"], p, parameters[p])
+            for slot in slots
+        }
+        step = integer(f"{name}[{'step/' + p!r}]", value[f"step/{p}"], 0)
+        states[p] = {"step": step} | {slot: a.copy() for slot, a in arrays.items()}
+    return settings, states
+
+
+def nesterov(momentum: float, dampening: float) -> None:
+    if momentum == 0 or dampening != 0:
+        raise ValueError(
+            f"nesterov=True needs a momentum above 0 and no dampening, "
+            f"got momentum={momentum:g}, dampening={dampening:g}"
+        )
+
+
+def betas(name: str, value: Any) -> tuple[float, float]:
+    if not _is_list(value) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of numbers, got {_got(value)}")
+    return fraction(f"{name}[0]", value[0]), fraction(f"{name}[1]", value[1])
+
+
+def function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of the step, got {_got(value)}")
+    return value
+
+
+def forget_bias(name: str, value: Any, layer: Any) -> float:
+    """A bias for the forget gate of a layer that has one."""
+    if type(layer).__name__ != "LSTM" or not layer.bias:
+        raise ValueError(f"{name} must be None: {layer!r} has no forget gate with biases")
+    for option, wanted in (("forget_gate", True), ("coupled_gates", False)):
+        if getattr(layer, option, wanted) is not wanted:
+            raise ValueError(f"{name} must be None: {layer!r} has no forget gate of its own")
+    limit = float(np.finfo(np.float32).max)
+    return number(name, value, -limit, limit)
+
+
+def recurrent_layers(name: str, value: Any) -> list[Any]:
+    """The recurrent layer itself, or those of a Sequential; at least one."""
+    if hasattr(value, "hidden_size"):
+        return [value]
+    try:
+        layers = [value[k] for k in range(len(value))]
+    except TypeError:
+        layers = []
+    found = [layer for layer in layers if hasattr(layer, "hidden_size")]
+    if not found:
+        raise TypeError(f"{name} must be a recurrent layer or a Sequential with one, got {_got(value)}")
+    return found
+
+
+# --- arrays of modules --------------------------------------------------------------------------------------
+
+
+def features(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> Array:
+    """x [.., width] in the module's dtype, C-contiguous."""
+    array = real_array(name, value)
+    if array.ndim < 1 or array.shape[-1] != width:
+        raise ValueError(f"{name} must be [.., {width}], got shape {array.shape}")
+    return _contiguous(array, dtype)
+
+
+def tokens(name: str, value: Any, count: int, shape: Shape | None = None) -> Array:
+    """int64 of any shape, or of the given one, each in 0..count - 1."""
+    array = _integers(name, value)
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return _in_range(name, array, 0, count - 1).reshape(array.shape)  # a lone token has no axis
+
+
+def shaped(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Of exactly that shape, in the module's dtype, C-contiguous."""
+    return _state(name, value, shape, dtype)
+
+
+def sequential_input(name: str, value: Any, o: SequentialOptions, ragged: bool) -> Array:
+    """x of a Sequential, whose tokens are not looked at yet: padding may hold any.
+
+    With recurrent layers or lengths it has the axes of time and batch, without lengths perhaps of time alone.
+    """
+    width, dtype = o.widths[0], np.dtype(o.dtype)
+    if o.embeds:
+        array = _integers(name, value)
+    elif isinstance(o.modules[0], Options):
+        array = sequence(name, value, width, dtype, o.batch_first)
+    else:
+        array = features(name, value, width, dtype)
+    axes = array.ndim if o.embeds else array.ndim - 1
+    if axes == 1 and ragged:
+        raise ValueError("lengths must be None for an unbatched x: leave out the steps instead")
+    if axes not in (1, 2) and o.recurrent or axes != 2 and ragged:
+        order = "[B, T" if o.batch_first else "[T, B"
+        end = "]" if o.embeds else f", {width}]"
+        unbatched = "" if ragged else f" or [T{end}"
+        raise ValueError(f"{name} must be {order}{end}{unbatched}, got shape {array.shape}")
+    return array
+
+
+def state_tuple(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """One entry for each recurrent layer; None: None for each."""
+    if value is None:
+        return (None,) * count
+    if not _is_list(value) or len(value) != count:
+        length = f" of {len(value)}" if _is_list(value) else ""
+        raise TypeError(
+            f"{name} must be None or a tuple of {count}, one entry for each recurrent layer, "
+            f"got a {type(value).__name__}{length}"
+        )
+    return tuple(value)
+
+
+def target(name: str, value: Any, shape: Shape, dtype: np.dtype[Any], x: Array) -> Array:
+    """An array to write to: C-contiguous, and apart from x."""
+    if type(value) is not np.ndarray:
+        raise TypeError(f"{name} must be a numpy array, got {type(value).__name__}")
+    if value.shape != shape or value.dtype != dtype or not value.flags.carray:
+        raise ValueError(
+            f"{name} must be a writable C-contiguous {dtype} array {shape}, got {value.dtype} {value.shape}"
+        )
+    if np.may_share_memory(value, x):
+        raise ValueError(f"{name} must not overlap x")
+    return value
+
+
+# --- generating tokens --------------------------------------------------------------------------------------
+
+
+def token_count(o: SequentialOptions) -> int:
+    """How many tokens the Embedding at the beginning knows."""
+    return cast(EmbeddingOptions, o.modules[0]).num_embeddings
+
+
+def token_model(o: SequentialOptions) -> int:
+    """The number of tokens of a model that reads tokens and gives a logit for each."""
+    if not o.embeds:
+        raise ValueError(f"generate needs a Sequential that begins with an Embedding, got {o!r}")
+    count = token_count(o)
+    if o.widths[1] > count:
+        raise ValueError(
+            f"generate needs a Sequential that gives a logit for each token it reads: it gives {o.widths[1]} "
+            f"and reads {count}"
+        )
+    return count
+
+
+def prompts(name: str, value: Any, count: int) -> tuple[list[Array], bool]:
+    """Each prompt's tokens, at least one, and whether they are many: a list of prompts or an array [B, T]."""
+    wanted = f"{name} must be a prompt (a list of tokens) or a list of prompts"
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{wanted}, got {_got(value)}")
+    if _is_list(value) and any(_is_list(v) or getattr(v, "ndim", 0) for v in value):
+        found, many = [tokens(f"{name}[{i}]", v, count) for i, v in enumerate(value)], True
+    else:
+        array = tokens(name, value, count)
+        many = array.ndim == 2
+        found = list(array) if many else [array]
+    for i, prompt in enumerate(found):
+        if prompt.ndim != 1 or not prompt.size:
+            where = f"{name}[{i}]" if many else name
+            raise ValueError(f"{wanted}, at least one token each, got {where} of shape {prompt.shape}")
+    if not found:
+        raise ValueError(f"{wanted}, got none")
+    return found, many
+
+
+def temperature(name: str, value: Any) -> float:
+    """A finite number of at least 0."""
+    return number(name, value, 0.0, sys.float_info.max)
+
+
+def portion(name: str, value: Any) -> float:
+    """A number above 0 and up to 1."""
+    result = number(name, value, 0.0, 1.0)
+    if result == 0:
+        raise ValueError(f"{name} must be above 0, got {_got(value)}")
+    return result
+
+
+def logits(array: Array) -> Array:
+    """In float64; ValueError where they tell no token: NaN, infinity, or -infinity for all."""
+    largest = array.max(axis=-1)
+    wrong = np.flatnonzero(~np.isfinite(largest))
+    if wrong.size:
+        raise ValueError(
+            f"generate: the model's largest output is {largest[wrong[0]]} for prompt {wrong[0]}, "
+            "wanted a finite one"
+        )
+    return array.astype(np.float64)
+
+
 # --- parameters ---------------------------------------------------------------------------------------------
 
 
@@ -448,7 +970,9 @@ def _listing(names: Iterable[Any], most: int = 40) -> str:
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
-def parameters(value: Any, o: Options, strict: bool = True) -> tuple[dict[str, Array], list[str], list[str]]:
+def parameters(
+    value: Any, o: AnyOptions, strict: bool = True
+) -> tuple[dict[str, Array], list[str], list[str]]:
     """Read-only C-contiguous copies of the parameters in the layer's dtype, and the names missing and
     unexpected.
 

@@ -64,6 +64,33 @@ class Core:
         self, x: object, state: object, batch_first: bool
     ) -> tuple[Array, Array, Array | None] | None: ...
 
+class TapeCore:
+    def __init__(
+        self,
+        core: Core,
+        index: int,
+        x: Array,
+        h0: Array | None,
+        c0: Array | None,
+        lengths: npt.NDArray[np.int64] | None,
+        y: Array,
+        h_n: Array | None,
+        c_n: Array | None,
+        checkpoint: int,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def backward(
+        self,
+        dy: Array,
+        dh_n: Array | None,
+        dc_n: Array | None,
+        dx: Array,
+        dh0: Array | None,
+        dc0: Array | None,
+        parameters: Sequence[Mapping[str, Array | None]],
+    ) -> None: ...
+
 class StreamCore:
     def __init__(
         self, core: Core, batch_size: int, h0: Array | None = None, c0: Array | None = None
@@ -78,6 +105,18 @@ class StreamCore:
     def set_state(self, h: Array, c: Array | None = None) -> None: ...
     def reset(self, rows: npt.NDArray[np.int64] | None = None) -> None: ...
     def copy(self) -> Self: ...
+
+class LinearCore:
+    def __init__(self, weight: Array, bias: Array | None = None) -> None: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def forward(self, x: Array, out: Array | None = None) -> Array: ...
+    def backward_input(self, dy: Array) -> Array: ...
+    def backward_weights(self, x: Array, dy: Array) -> tuple[Array, Array]: ...
 
 class Kernel(TypedDict):
     name: str

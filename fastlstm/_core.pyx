@@ -54,7 +54,25 @@ cdef extern from "fastlstm.h" nogil:
         const void *c0
         void *h_n
         void *c_n
+    ctypedef struct fl_gradient:
+        void *data
+        int64_t count
+    ctypedef struct fl_weight_gradients:
+        fl_gradient weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole
+    ctypedef struct fl_gradients:
+        size_t size
+        const void *dy
+        int64_t dy_stride_t, dy_stride_b
+        const void *dh_n
+        const void *dc_n
+        void *dx
+        int64_t dx_stride_t, dx_stride_b
+        void *dh0
+        void *dc0
+        fl_weight_gradients weights[2]
     ctypedef struct fl_layer:
+        pass
+    ctypedef struct fl_tape:
         pass
     ctypedef struct fl_stream:
         pass
@@ -66,6 +84,10 @@ cdef extern from "fastlstm.h" nogil:
     fl_status fl_set_weights(fl_layer *, const fl_weights *, int64_t)
     fl_status fl_forward(const fl_layer *, const fl_sequence *)
     double fl_estimate_us(const fl_layer *, int64_t, int64_t)
+    fl_status fl_record(const fl_layer *, int64_t, const fl_sequence *, int64_t, fl_tape **)
+    fl_status fl_backward(fl_tape *, const fl_gradients *)
+    int64_t fl_tape_bytes(const fl_tape *)
+    void fl_tape_free(fl_tape *)
     fl_status fl_stream_create(const fl_layer *, int64_t, const void *, const void *, fl_stream **)
     void fl_stream_free(fl_stream *)
     fl_status fl_stream_step(fl_stream *, const void *, void *)
@@ -230,11 +252,9 @@ cdef class Core:
         finally:
             free(weights)
 
-    cpdef forward(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
-        """One call over x [T, B, I] ([B, T, I]) into y, h_n, c_n."""
+    cdef fl_sequence sequence_of(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
         cdef fl_sequence q
         cdef int t = 1 if batch_first else 0
-        cdef fl_status status
         q.size = sizeof(fl_sequence)
         q.T = x.shape[t]
         q.B = x.shape[1 - t]
@@ -249,6 +269,12 @@ cdef class Core:
         q.c0 = data_of(c0)
         q.h_n = <void *>data_of(h_n)
         q.c_n = <void *>data_of(c_n)
+        return q
+
+    cpdef forward(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
+        """One call over x [T, B, I] ([B, T, I]) into y, h_n, c_n."""
+        cdef fl_sequence q = self.sequence_of(x, h0, c0, lengths, y, h_n, c_n, batch_first)
+        cdef fl_status status
         if fl_estimate_us(self.layer, q.T, q.B) > GIL_US:
             with nogil:
                 status = fl_forward(self.layer, &q)
@@ -302,6 +328,66 @@ cdef class Core:
             c_n = cnp.PyArray_EMPTY(3, c_shape, self.type_num, 0)
         self.forward(x, h, c, None, y, h_n, c_n, batch_first)
         return y, h_n, c_n
+
+
+cdef fl_gradient gradient_of(array) noexcept:
+    cdef fl_gradient g
+    g.data = <void *>data_of(array)
+    g.count = 0 if array is None else cnp.PyArray_SIZE(array)
+    return g
+
+
+cdef class TapeCore:
+    """The recorded forward pass of one layer of a stack; `tape.Tape` holds one for each. Arrays are [T, B, n] with a
+    contiguous last axis, or C-contiguous [D, B, n]."""
+
+    cdef fl_tape *tape
+    cdef object x  # what the tape points to
+    cdef int64_t item_size
+
+    def __cinit__(self, Core core not None, int64_t index, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n,
+                  int64_t checkpoint):
+        cdef fl_sequence q = core.sequence_of(x, h0, c0, lengths, y, h_n, c_n, False)
+        cdef fl_status status
+        with nogil:
+            status = fl_record(core.layer, index, &q, checkpoint, &self.tape)
+        check(status)
+        self.x = x
+        self.item_size = core.item_size
+
+    def __dealloc__(self):
+        fl_tape_free(self.tape)
+
+    @property
+    def nbytes(self):
+        return fl_tape_bytes(self.tape)
+
+    def backward(self, cnp.ndarray dy, dh_n, dc_n, cnp.ndarray dx, dh0, dc0, parameters):
+        """Fills dx, dh0, dc0 and the arrays of parameters, a dict for each direction."""
+        cdef fl_gradients g
+        cdef fl_status status
+        g.size = sizeof(fl_gradients)
+        g.dy = cnp.PyArray_DATA(dy)
+        g.dy_stride_t = dy.strides[0] // self.item_size
+        g.dy_stride_b = dy.strides[1] // self.item_size
+        g.dh_n = data_of(dh_n)
+        g.dc_n = data_of(dc_n)
+        g.dx = cnp.PyArray_DATA(dx)
+        g.dx_stride_t = dx.strides[0] // self.item_size
+        g.dx_stride_b = dx.strides[1] // self.item_size
+        g.dh0 = <void *>data_of(dh0)
+        g.dc0 = <void *>data_of(dc0)
+        for i, names in enumerate(parameters):
+            w = &g.weights[<int>i]
+            w.weight_ih = gradient_of(names["weight_ih"])
+            w.weight_hh = gradient_of(names["weight_hh"])
+            w.bias_ih = gradient_of(names["bias_ih"])
+            w.bias_hh = gradient_of(names["bias_hh"])
+            w.weight_hr = gradient_of(names["weight_hr"])
+            w.weight_peephole = gradient_of(names["weight_peephole"])
+        with nogil:
+            status = fl_backward(self.tape, &g)
+        check(status)
 
 
 cdef class StreamCore:
@@ -522,6 +608,105 @@ def force_split(kind):
 
 def last_split():
     return ("none", "batch", "units")[<int>fl_last_split()]
+
+
+cdef extern from "fastlstm.h" nogil:
+    ctypedef struct fl_linear:
+        pass
+    fl_status fl_linear_create(fl_dtype, int64_t, int64_t, fl_array, fl_array, fl_linear **)
+    void fl_linear_free(fl_linear *)
+    fl_status fl_linear_forward(const fl_linear *, int64_t, const void *, int64_t, void *)
+    fl_status fl_linear_backward_input(const fl_linear *, int64_t, const void *, int64_t, void *)
+    fl_status fl_linear_backward_weights(const fl_linear *, int64_t, const void *, int64_t, const void *, int64_t, void *,
+                                         void *)
+    double fl_linear_estimate_us(const fl_linear *, int64_t)
+
+
+cdef class LinearCore:
+    """y = x W^T + b with weight [O, I] and bias [O] or None, which never change; `modules.Linear` holds one."""
+
+    cdef fl_linear *linear
+    cdef readonly int64_t in_features, out_features
+    cdef readonly object dtype
+    cdef int type_num
+
+    def __cinit__(self, cnp.ndarray weight not None, bias=None):
+        self.dtype = weight.dtype
+        self.type_num = cnp.PyArray_TYPE(weight)
+        if not (str(self.dtype) in _DTYPES and cnp.PyArray_NDIM(weight) == 2 and cnp.PyArray_ISCARRAY_RO(weight)
+                and (bias is None or type(bias) is cnp.ndarray and cnp.PyArray_TYPE(bias) == self.type_num
+                     and cnp.PyArray_ISCARRAY_RO(bias))):
+            raise ValueError("weight, bias: not C-contiguous arrays of one dtype")
+        self.out_features, self.in_features = (<object>weight).shape
+        check(fl_linear_create(<fl_dtype><int>_DTYPES[str(self.dtype)], self.in_features, self.out_features,
+                               array_of(weight), array_of(bias), &self.linear))
+
+    def __dealloc__(self):
+        fl_linear_free(self.linear)
+
+    cdef product(self, a, out, bint backward):
+        cdef int64_t width = self.out_features if backward else self.in_features
+        cdef int64_t columns = self.in_features if backward else self.out_features
+        cdef int64_t rows
+        cdef fl_status status
+        cdef cnp.ndarray source, target
+        if not self.fits(a, width):
+            raise ValueError(f"not a C-contiguous {self.dtype} array [.., {width}]")
+        source = <cnp.ndarray>a
+        rows = cnp.PyArray_SIZE(source) // width
+        if out is None:
+            out = np.empty((*(<object>source).shape[:cnp.PyArray_NDIM(source) - 1], columns), self.dtype)
+        elif not self.fits(out, columns) or cnp.PyArray_SIZE(<cnp.ndarray>out) != rows * columns:
+            raise ValueError(f"out: not a C-contiguous {self.dtype} array [.., {columns}] of {rows} rows")
+        target = <cnp.ndarray>out
+        if fl_linear_estimate_us(self.linear, rows) > GIL_US:
+            with nogil:
+                status = self.run(backward, rows, cnp.PyArray_DATA(source), width, cnp.PyArray_DATA(target))
+        else:
+            status = self.run(backward, rows, cnp.PyArray_DATA(source), width, cnp.PyArray_DATA(target))
+        check(status)
+        return out
+
+    cdef fl_status run(self, bint backward, int64_t rows, const void *a, int64_t stride, void *out) noexcept nogil:
+        if backward:
+            return fl_linear_backward_input(self.linear, rows, a, stride, out)
+        return fl_linear_forward(self.linear, rows, a, stride, out)
+
+    cdef bint fits(self, a, int64_t width) noexcept:
+        """Whether `a` is an array [.., width] that the core can take as it is."""
+        if type(a) is not cnp.ndarray:
+            return False
+        array = <cnp.ndarray>a
+        return (cnp.PyArray_TYPE(array) == self.type_num and cnp.PyArray_ISCARRAY_RO(array)
+                and cnp.PyArray_NDIM(array) > 0 and cnp.PyArray_DIM(array, cnp.PyArray_NDIM(array) - 1) == width)
+
+    def forward(self, x, out=None):
+        """y [.., O] of x [.., I], into `out` where given, which must not overlap x."""
+        return self.product(x, out, False)
+
+    def backward_input(self, dy):
+        """dx [.., I] = dy W of dy [.., O]."""
+        return self.product(dy, None, True)
+
+    def backward_weights(self, x, dy):
+        """dW [O, I] = dy^T x and db [O], the sum of dy, of x [.., I] and dy [.., O]."""
+        cdef cnp.ndarray source, delta, weight, bias
+        cdef int64_t rows
+        cdef fl_status status
+        if not self.fits(x, self.in_features) or not self.fits(dy, self.out_features):
+            raise ValueError(f"x, dy: not C-contiguous {self.dtype} arrays of the layer's widths")
+        source, delta = <cnp.ndarray>x, <cnp.ndarray>dy
+        rows = cnp.PyArray_SIZE(source) // self.in_features
+        if cnp.PyArray_SIZE(delta) != rows * self.out_features:
+            raise ValueError("dy: not as many rows as x")
+        weight = np.empty((self.out_features, self.in_features), self.dtype)
+        bias = np.empty(self.out_features, self.dtype)
+        with nogil:
+            status = fl_linear_backward_weights(self.linear, rows, cnp.PyArray_DATA(source), self.in_features,
+                                                cnp.PyArray_DATA(delta), self.out_features,
+                                                cnp.PyArray_DATA(weight), cnp.PyArray_DATA(bias))
+        check(status)
+        return weight, bias
 
 
 if fl_isa() == NULL:

@@ -1,15 +1,14 @@
 """`fastlstm demo`: a small character model reads a text, and fastlstm shows what it does on it.
 
-The model is p_t = softmax(W_o h_t), h_t from one LSTM layer, x_t the character before as a one-hot vector.
-The surprise of a character is -log2 p_t bits; its mean is what an ideal compressor with this model would need
-per character. Trained by tools/train_demo_model.py on the Python standard library, but for one module, which
-the demo reads by default.
+The model is one of `fastlstm train`: p_t = softmax(Linear(h_t)), h_t from an LSTM layer that reads embeddings
+of the characters before. The surprise of a character is -log2 p_t bits; its mean is what an ideal compressor
+with this model would need per character. Trained by tools/train_demo_model.py on the Python standard library,
+but for one module, which the demo reads by default.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import os
 import platform
@@ -28,18 +27,19 @@ import numpy.typing as npt
 
 import fastlstm
 
+from . import _train
+from ._train import UserError as UserError
+from .modules import _Choice
+
 Array = npt.NDArray[Any]
 
 HELD_OUT = "textwrap"  # the module of the standard library that the model has never seen
+OTHER = "\ufffd"  # in the alphabet, for every character that the model does not know
 MODEL = Path(__file__).parent / "data" / "charlm.safetensors"
-LIMIT = 200_000  # characters that are read of a text: its one-hot vectors take 80 MB
+LIMIT = 200_000  # characters that are read of a text: its logits take 80 MB
 STRETCH = 3_000  # characters on which the NumPy reference runs along
 SECONDS = 0.3  # for each measurement of speed
-TOLERANCE = 1e-5  # of h after one step; whole runs of a trained network may be chaotic, so they have none
-
-
-class UserError(Exception):
-    """What the user can mend; the message is one line."""
+TOLERANCE = 1e-5  # of the logits of a step; whole runs of a trained network may be chaotic: they have none
 
 
 # --- the text ---------------------------------------------------------------------------------------------
@@ -51,11 +51,10 @@ def normalise(text: str) -> str:
 
 
 def encode(text: str, alphabet: str) -> Array:
-    """The characters' places in the alphabet, int64 [T]; len(alphabet) stands for every other character."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    table = np.full(128, len(alphabet))
-    table[[ord(c) for c in alphabet]] = range(len(alphabet))
-    return np.where(points < 128, table[np.minimum(points, 127)], len(alphabet))
+    """The characters' places in the alphabet, int32 [T]; that of OTHER for all that are not in it."""
+    places = {c: k for k, c in enumerate(alphabet)}
+    other = places[OTHER]
+    return np.array([places.get(c, other) for c in text], np.int32)
 
 
 class Text(NamedTuple):
@@ -102,139 +101,110 @@ class Scores(NamedTuple):
     bits: Array  # [T] surprise of each character
     guess: Array  # [T] place in the alphabet of the likeliest character
     chance: Array  # [T] its probability
-    state: tuple[Array, Array]  # of the layer before the last character
-    seconds: float  # of layer(x)
+    state: tuple[Any, ...]  # of the model before the last character
+    seconds: float  # of model(x)
 
 
 class Model:
     """The bundled character model. UserError or OSError if its file is damaged or missing."""
 
     def __init__(self, path: Path = MODEL) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "np") as file:
-                about = file.metadata() or {}
-                weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"the model {path} is damaged: {error}") from error
-        self.about: dict[str, str] = about
-        self.alphabet: str = json.loads(about["alphabet"])
-        self.symbols = len(self.alphabet) + 1
-        self.out: Array = weights.pop("weight_out")
-        self.layer = fastlstm.LSTM(self.symbols, self.out.shape[1], bias=False)
-        self.layer.load_state_dict(weights)
-
-    def one_hot(self, codes: Array) -> Array:
-        """codes [T] -> x [T, 1, I]."""
-        x = np.zeros((len(codes), 1, self.symbols), np.float32)
-        x[np.arange(len(codes)), 0, codes] = 1
-        return x
+        self.net, self.about = _train.read_model(str(path))
+        self.alphabet: str = self.about["alphabet"]
+        self.other = self.alphabet.index(OTHER)
 
     def inputs(self, text: str) -> Array:
-        """x [T, 1, I]: each step sees the character before; the first sees the end of a line."""
-        return self.one_hot(encode("\n" + text[:-1], self.alphabet))
+        """x [T, 1]: each step sees the character before; the first sees the end of a line."""
+        return encode("\n" + text[:-1], self.alphabet)[:, None]
 
     def score(self, text: str) -> Scores:
         """Every character of the text in one forward pass."""
         x, codes = self.inputs(text), encode(text, self.alphabet)
         start = time.perf_counter()
-        y, state = self.layer(x)
+        logits, state = self.net(x)
         seconds = time.perf_counter() - start
-        bits, chance = np.empty(len(codes)), np.empty(len(codes))
-        guess = np.empty(len(codes), np.int64)
-        for t in range(0, len(codes), 4096):  # in pieces, to spare memory
-            part = slice(t, t + 4096)
-            logits = (y[part, 0] @ self.out.T).astype(np.float64)
-            rows = np.arange(len(logits))
-            guess[part] = logits.argmax(1)
-            top = logits[rows, guess[part]]
-            log_sum = top + np.log(np.exp(logits - top[:, None]).sum(1))
-            bits[part] = (log_sum - logits[rows, codes[part]]) / math.log(2)
-            chance[part] = np.exp(top - log_sum)
-        return Scores(bits, guess, chance, state, seconds)
+        log_p = fastlstm.log_softmax(logits[:, 0])
+        bits = log_p[np.arange(len(codes)), codes] / -math.log(2)
+        return Scores(bits, log_p.argmax(1), np.exp(log_p.max(1)), state, seconds)
 
     def generate(
-        self, stream: fastlstm.Stream, last: str, length: int, temperature: float, seed: int
+        self, stream: fastlstm.SequentialStream, last: str, length: int, temperature: float, seed: int
     ) -> Iterator[str]:
         """Characters drawn one after the other, each fed back through `stream`, which has yet to read `last`.
 
-        The temperature divides the log-odds: 0 takes the likeliest character each time. Only characters of
-        the alphabet are drawn.
+        The temperature divides the log-odds: 0 takes the likeliest character each time. OTHER is never drawn.
         """
-        rng = np.random.default_rng(seed)
-        x = np.zeros((1, self.symbols), np.float32)
-        y = np.empty((1, self.layer.hidden_size), np.float32)
-        code = int(encode(last, self.alphabet)[0])
+        choose = _Choice(temperature, None, None, seed, 1)
+        code = encode(last, self.alphabet)
         for _ in range(length):
-            x[0, code] = 1
-            stream.step(x, out=y)  # nothing is allocated here
-            x[0, code] = 0
-            logits = (self.out[:-1] @ y[0]).astype(np.float64)
-            if temperature == 0:
-                code = int(logits.argmax())
-            else:
-                with np.errstate(over="ignore"):  # a tiny temperature is the limit 0
-                    sums = np.exp((logits - logits.max()) / temperature).cumsum()
-                code = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
-            yield self.alphabet[code]
+            logits = stream.step(code)
+            logits[:, self.other] = -np.inf
+            code = choose(logits)
+            yield self.alphabet[code[0]]
 
 
 class Checks(NamedTuple):
     characters: int
-    error: float  # largest difference of h from the reference in float64, each step from the same state
+    # Largest differences of the logits from the reference in float64, as parts of the largest logit:
+    error: float  # each step from the same state
     run_error: float  # the same for the whole run, where differences add up, or grow
     numpy_error: float  # for the whole run of the reference in float32
-    same_bits: bool  # stream.step against layer(x)
-    rates: dict[str, float]  # characters per second: "layer", "stream", "numpy"
+    same_bits: bool  # stream.step against model(x)
+    rates: dict[str, float]  # characters per second: "model", "stream", "numpy"
+
+
+def numpy_model(model: Model, dtype: str) -> Callable[..., Array]:
+    """The same in plain NumPy: x [T, B], state (h, c) -> logits [T, B, V]."""
+    from fastlstm import reference
+
+    embedding, layer, _, linear = model.net
+    weights = [v.astype(dtype) for m in (embedding, linear) for v in m.state_dict().values()]
+    table, weight, bias = weights
+    lstm = reference.LSTM(layer.input_size, layer.hidden_size, dtype=dtype)
+    lstm.load_state_dict(layer.state_dict())
+
+    def run(x: Array, state: Any = None) -> Array:
+        y: Array = lstm(table[x], state)[0] @ weight.T + bias
+        return y
+
+    return run
 
 
 def check(model: Model, text: str) -> Checks:
-    """The layer against the NumPy reference on a stretch of text: numbers, bits and speed."""
-    from fastlstm import reference
-
+    """The model against NumPy on a stretch of text: numbers, bits and speed."""
     x = model.inputs(text[:STRETCH])
-    parameters = model.layer.state_dict()
-
-    def numpy_layer(dtype: str) -> reference.LSTM:
-        layer = reference.LSTM(model.symbols, model.layer.hidden_size, bias=False, dtype=dtype)
-        layer.load_state_dict(parameters)
-        return layer
-
-    stream, y_stream = model.layer.stream(), np.empty((len(x), 1, model.layer.hidden_size), np.float32)
+    stream, y_stream = model.net.stream(), np.empty((len(x), 1, len(model.alphabet)), np.float32)
 
     def steps() -> None:
         stream.reset()
         for x_t, y_t in zip(x, y_stream, strict=True):
             stream.step(x_t, out=y_t)
 
-    numpy_float32 = numpy_layer("float32")
+    exact, rounded = numpy_model(model, "float64"), numpy_model(model, "float32")
     rates = {
-        "layer": _rate(lambda: model.layer(x), len(x)),
+        "model": _rate(lambda: model.net(x), len(x)),
         "stream": _rate(steps, len(x)),
-        "numpy": _rate(lambda: numpy_float32(x), len(x)),
+        "numpy": _rate(lambda: rounded(x), len(x)),
     }
     stream.reset()
     states = []
     for x_t, y_t in zip(x, y_stream, strict=True):
-        states.append(stream.state)
+        states.append(stream.state[0])
         stream.step(x_t, out=y_t)
-    y, _ = model.layer(x)
+    y, _ = model.net(x)
 
     # All steps as one batch: one step each, from the states that the stream was in.
-    exact = numpy_layer("float64")
     h, c = (np.concatenate(parts, axis=1) for parts in zip(*states, strict=True))
-    step, _ = exact(x.transpose(1, 0, 2), (h, c))
-    run, _ = exact(x)
+    step, run = exact(x.T, (h, c)), exact(x)
 
     def error(got: Array, wanted: Array) -> float:
-        return float(np.abs(got - wanted).max())
+        return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
     return Checks(
         len(x),
         error(y_stream.transpose(1, 0, 2), step),
         error(y, run),
-        error(numpy_float32(x)[0], run),
+        error(rounded(x), run),
         y.tobytes() == y_stream.tobytes(),
         rates,
     )
@@ -422,7 +392,7 @@ def run(
 def _show_summary(page: Page, source: Text, model: Model, scores: Scores, held_out: bool) -> None:
     text, bits = source.text, float(scores.bits.mean())
     packed = 8 * len(zlib.compress(text.encode("utf-8", "replace"), 9)) / len(text)
-    unknown = int((encode(text, model.alphabet) == len(model.alphabet)).sum())
+    unknown = int((encode(text, model.alphabet) == model.other).sum())
     page.line(page.paint(f"fastlstm {fastlstm.__version__}", BOLD) + "  a character model reads a text")
     page.line()
     count = f"{len(text):,} character{'s' if len(text) > 1 else ''}"
@@ -436,11 +406,12 @@ def _show_summary(page: Page, source: Text, model: Model, scores: Scores, held_o
     if unknown:
         page.fact("", f"({unknown:,} of them outside the alphabet, all scored as one symbol)")
     took = f"{scores.seconds:.2f} s" if scores.seconds > 0.5 else f"{1e3 * scores.seconds:.3g} ms"
-    sizes = f"{model.symbols} symbols → LSTM, {model.layer.hidden_size} units → softmax"
-    page.fact("Model", f"{sizes}, {MODEL.stat().st_size / 1e3:.0f} kB")
+    symbols, (embedding, layer, *_) = len(model.alphabet), model.net
+    parts = f"embedding, {embedding.embedding_dim} → LSTM, {layer.hidden_size} units → softmax"
+    page.fact("Model", f"{symbols} symbols → {parts}, {MODEL.stat().st_size / 1e3:.0f} kB")
     mean = page.paint(f"{bits:.2f} bits per character", BOLD)
     page.fact("Surprise", f"{mean}, all scored in one call, {took}")
-    rivals = f"equal odds for all symbols, {math.log2(model.symbols):.2f}"
+    rivals = f"equal odds for all symbols, {math.log2(symbols):.2f}"
     if len(text) >= 1000:  # a shorter text is mostly zlib's header
         rivals = f"zlib -9 needs {packed:.2f}; {rivals}"
     page.fact("", f"({rivals})")
@@ -467,7 +438,7 @@ def _show_surprise(page: Page, text: str, model: Model, scores: Scores, show_all
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
         code = int(scores.guess[at])
-        likely = repr(model.alphabet[code]) if code < len(model.alphabet) else "other"
+        likely = "other" if code == model.other else repr(model.alphabet[code])
         chance = f"{scores.chance[at]:.0%}" if scores.chance[at] < 0.995 else ">99%"
         room = max(8, page.width - 40)
         before = fit("".join(map(glyph, text[begin:at].lstrip()))[::-1], room // 2)[::-1]
@@ -493,12 +464,12 @@ def _show_continuation(
     if length == 0:
         return
     if prompt is None:  # go on where the forward pass ended: its state is the stream's
-        context, stream = text, model.layer.stream(1, scores.state)
+        context, stream = text, model.net.stream(1, scores.state)
         title = "How it might go on"
     else:
-        context, stream = "\n" + normalise(prompt), model.layer.stream()
+        context, stream = "\n" + normalise(prompt), model.net.stream()
         title = "How the prompt might go on"
-        for x_t in model.one_hot(encode(context[:-1], model.alphabet)):
+        for x_t in encode(context[:-1], model.alphabet)[:, None]:
             stream.step(x_t)
     start = time.perf_counter()
     new = "".join(model.generate(stream, context[-1], length, temperature, seed))
@@ -520,17 +491,18 @@ def _show_checks(page: Page, checks: Checks) -> bool:
     page.head("Against NumPy", f" (fastlstm.reference), {checks.characters:,} characters")
     right = checks.error <= TOLERANCE
     verdict = "" if right else f": WRONG, more than {TOLERANCE}"
-    page.fact("Numbers", f"largest error of h from float64 in any one step {checks.error:.1e}{verdict}")
+    size = f"{checks.error:.1e} of the largest{verdict}"
+    page.fact("Numbers", f"error of logits from float64 in any one step {size}")
     page.fact("", f"(in the whole run {checks.run_error:.1e}; NumPy in float32, {checks.numpy_error:.1e})")
     if min(checks.run_error, checks.numpy_error) > 1e-3:
         page.fact("", "(the model is chaotic on this text: it enlarges every rounding)")
     verdict = "gives the same bits as" if checks.same_bits else "DIFFERS from"
-    page.fact("Bits", f"stream.step {verdict} layer(x)")
+    page.fact("Bits", f"stream.step {verdict} model(x)")
     numpy = checks.rates["numpy"]
-    for key, name in (("layer", "layer(x)"), ("stream", "stream.step"), ("numpy", "NumPy, float32")):
+    for key, name in (("model", "model(x)"), ("stream", "stream.step"), ("numpy", "NumPy, float32")):
         rate = checks.rates[key]
         ratio = "" if key == "numpy" else f"{rate / numpy:>7.1f} times NumPy"
-        page.fact("Speed" if key == "layer" else "", f"{name:<15}{rate:>11,.0f} characters/s{ratio}")
+        page.fact("Speed" if key == "model" else "", f"{name:<15}{rate:>11,.0f} characters/s{ratio}")
     config = fastlstm.show_config("dicts")
     threads = config["num_threads"]
     page.fact("", f"({config['cpu_path']}, at most {threads} thread{'s' if threads > 1 else ''})")

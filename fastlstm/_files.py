@@ -1,10 +1,11 @@
-"""Layers in safetensors files: written atomically, read with nothing taken on trust.
+"""Layers and modules in safetensors files: written atomically, read with nothing taken on trust.
 
 A safetensors file is the header's length (8 bytes, little endian), the header (JSON: for each tensor its
-dtype, its shape and where its bytes begin and end; strings under "__metadata__") and the bytes. Files are
-written by the safetensors library and read here, because the library's NumPy reader knows no bfloat16, and so
-that each number of the header is checked against the size of the file before memory is taken for anything.
-`tests/test_hostile_files.py` holds the two against each other.
+dtype, its shape and where its bytes begin and end; strings under "__metadata__") and the bytes. They are
+written here, because the safetensors library orders several metadata differently from run to run, and the
+same model shall make the same file. Models are read here, because the library's NumPy reader knows no
+bfloat16, and so that each number of the header is checked against the size of the file before memory is taken
+for anything; `tests/test_hostile_files.py` holds the two readers against each other.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from . import _check
-from ._check import Array, Options, Shape
+from ._check import AnyOptions, Array, Options, PartOptions, SequentialOptions, Shape
 
 METADATA_KEY = "fastlstm"  # of the options, as JSON, in a file's metadata
-VERSION = 1  # of that JSON
+VERSION = 1  # of that JSON, where it describes a recurrent layer
+MODULE_VERSION = 2  # where it describes any other module: whoever reads layers only refuses it by this
 HEADER_LIMIT = 1 << 21  # bytes; enough for _check.MAX_LAYERS layers with all that they can have
 FREE = frozenset(
-    {"batch_first", "dropout", "dtype"}
+    {"batch_first", "dropout", "dtype", "p"}
 )  # options of `load` that may differ from what a file says
 DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -52,11 +54,45 @@ class Entry(NamedTuple):
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def save(path: str | os.PathLike[str], options: Options, parameters: Mapping[str, Array]) -> None:
-    from safetensors.numpy import save as serialize
+def save(
+    path: str | os.PathLike[str],
+    options: AnyOptions,
+    parameters: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A layer or module, and perhaps more metadata."""
+    version = VERSION if isinstance(options, Options) else MODULE_VERSION
+    config = json.dumps({"version": version, **_described(options)})
+    write_tensors(path, parameters, {METADATA_KEY: config, **(metadata or {})})
 
-    config = json.dumps({"version": VERSION, "cell": options.cell, **options.given()})
-    _write(os.fspath(path), serialize(dict(parameters), {METADATA_KEY: config}))
+
+def write_tensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
+) -> None:
+    """A file of any arrays and metadata; the same for the same arguments, to the last byte."""
+    names = {dtype.newbyteorder("<"): name for name, dtype in DTYPES.items() if name != "BF16"}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, stop = [], 0
+    # Wide types first: so each tensor is aligned to its own type.
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        start, stop = stop, stop + little.nbytes
+        shape = list(array.shape)
+        header[name] = {"dtype": names[little.dtype], "shape": shape, "data_offsets": [start, stop]}
+        parts.append(little.tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    _write(os.fspath(path), b"".join([len(text).to_bytes(8, "little"), text, *parts]))
+
+
+def _described(options: AnyOptions) -> dict[str, Any]:
+    """{"cell": ..} of a recurrent layer, {"module": ..} of another module, a Sequential's with "modules"."""
+    if isinstance(options, Options):
+        return {"cell": options.cell, **options.given()}
+    if isinstance(options, SequentialOptions):
+        return {"module": "Sequential", "modules": [_described(o) for o in options.modules]}
+    kind = next(name for name, cls in _check.MODULES.items() if isinstance(options, cls))
+    return {"module": kind, **options._asdict()}
 
 
 def _write(path: str, data: bytes) -> None:
@@ -80,14 +116,17 @@ def _write(path: str, data: bytes) -> None:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[Options, dict[str, Array]]:
-    """The options and parameters of the layer in a file; `given` are the user's options."""
+def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOptions, dict[str, Array]]:
+    """The options and parameters of the layer or module in a file; `given` are the user's options."""
     path = os.fspath(path)
+    options: AnyOptions
     with open(path, "rb") as file:
         with _blaming(path):
             entries, metadata = _header(file)
-            cell, facts = _own(metadata[METADATA_KEY]) if METADATA_KEY in metadata else _inferred(entries)
-        options = _merged(path, cell, facts, given, own=METADATA_KEY in metadata)
+            own = METADATA_KEY in metadata
+            kind, facts = _own(metadata[METADATA_KEY]) if own else _inferred(entries)
+            parts = _parts(facts) if kind == "Sequential" else None
+        options = _merged(path, kind, facts, given, own) if parts is None else _converted(parts, given)
         with _blaming(path):
             wrong = _check.mismatch(options.shapes(), {name: e.shape for name, e in entries.items()})
             if wrong:
@@ -102,6 +141,19 @@ def _blaming(path: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {str(error) or type(error).__name__:.2000}") from error
+
+
+def read_tensors(path: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """All arrays of a file by name, in the order of their names, and its metadata. ValueError, OSError."""
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # for an OSError that says what and where
+        pass
+    try:
+        with safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -194,14 +246,41 @@ def _tensor(file: BinaryIO, name: str, entry: Entry) -> Array:
 
 
 def _own(text: str) -> tuple[str, dict[str, Any]]:
-    """Cell and options that `save` wrote."""
+    """What `save` wrote: a cell or a module, by name, and what describes it."""
     facts = _json(text)
-    version, cell = facts.pop("version", None), facts.pop("cell", None)
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"has format version {version!r:.20} of fastlstm, this fastlstm reads {VERSION}")
-    if not isinstance(cell, str) or cell not in _check.CELLS:
-        raise ValueError(f"has cell {cell!r:.20}, wanted one of {', '.join(_check.CELLS)}")
-    return cell, _check.options(cell, **facts).given()
+    version = facts.pop("version", None)
+    if type(version) is not int or version not in (VERSION, MODULE_VERSION):
+        raise ValueError(
+            f"has format version {version!r:.20} of fastlstm, "
+            f"this fastlstm reads {VERSION} and {MODULE_VERSION}"
+        )
+    if version == MODULE_VERSION and facts.get("module") == "Sequential":
+        return facts.pop("module"), facts
+    return _part(facts, "cell" if version == VERSION else "module")
+
+
+def _part(facts: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
+    """A cell or a module other than Sequential, by name, and all its options."""
+    wanted = _check.CELLS if key == "cell" else _check.MODULES
+    kind = facts.pop(key, None)
+    if not isinstance(kind, str) or kind not in wanted:
+        raise ValueError(f"has {key} {kind!r:.20}, wanted one of {', '.join(wanted)}")
+    checked = _check.module(kind, **facts)
+    return kind, checked.given() if isinstance(checked, Options) else checked._asdict()
+
+
+def _parts(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The modules of a Sequential, as `_part` gives them, which fit together."""
+    modules = facts.get("modules")
+    if facts.keys() != {"modules"} or not isinstance(modules, list) or len(modules) > _check.MAX_MODULES:
+        raise ValueError(f"describes no Sequential of at most {_check.MAX_MODULES} modules")
+    parts = []
+    for i, module in enumerate(modules):
+        if not isinstance(module, dict):
+            raise ValueError(f"module {i} is no object but a {type(module).__name__}")
+        parts.append(_part(module, "cell" if "cell" in module else "module"))
+    _converted(parts, {})
+    return parts
 
 
 def _inferred(entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:
@@ -240,7 +319,19 @@ def _inferred(entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:
     return cells[gates], facts
 
 
-def _merged(path: str, cell: str, facts: Mapping[str, Any], given: Mapping[str, Any], own: bool) -> Options:
+def _converted(parts: list[tuple[str, dict[str, Any]]], given: Mapping[str, Any]) -> SequentialOptions:
+    """A Sequential of these modules, in the dtype that may have been given: all else is a module's own."""
+    unknown = given.keys() - {"dtype"}
+    if unknown:
+        raise TypeError(f"Sequential takes no option {', '.join(sorted(unknown))}")
+    return _check.sequential(
+        [_check.module(kind, **facts | (dict(given) if "dtype" in facts else {})) for kind, facts in parts]
+    )
+
+
+def _merged(
+    path: str, cell: str, facts: Mapping[str, Any], given: Mapping[str, Any], own: bool
+) -> PartOptions:
     """The file's options and the user's; ValueError where they disagree or a bare file leaves one open."""
     if not own and cell == "gru" and "reset_after" not in given:
         raise ValueError(
@@ -253,8 +344,8 @@ def _merged(path: str, cell: str, facts: Mapping[str, Any], given: Mapping[str, 
             "say load(path, nonlinearity='tanh') or 'relu', or give activations"
         )
     with _blaming(path):
-        told = _check.options(cell, **facts)
-    merged = _check.options(cell, **{**facts, **given})
+        told = _check.module(cell, **facts)
+    merged = _check.module(cell, **{**facts, **given})
     for name in given.keys() & facts.keys() - FREE:
         if getattr(merged, name) != getattr(told, name):
             raise ValueError(

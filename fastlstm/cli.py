@@ -1,4 +1,4 @@
-"""The command `fastlstm`, also `python -m fastlstm`: demo, bench, info."""
+"""The command `fastlstm`, also `python -m fastlstm`: demo, train, generate, bench, info."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__, show_config
+from ._train import Settings
 
-USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the exit codes of a shell: 128 + SIGINT, 128 + SIGPIPE
+CHECK_FAILED, USAGE_ERROR = 1, 2
+INTERRUPTED, BROKEN_PIPE = 130, 141  # the exit codes of a shell: 128 + SIGINT, 128 + SIGPIPE
+TRAINING = Settings._field_defaults  # the options of `fastlstm train` that decide the outcome
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    _add_train(commands)
+    _add_generate(commands)
+
     # Its options are its own: main hands them on unread, --help too.
     commands.add_parser("bench", help="measure against NumPy and every installed peer", add_help=False)
 
@@ -100,6 +106,149 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="the same as JSON")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_train(commands: Any) -> None:
+    command = commands.add_parser(
+        "train",
+        help="a language model of your texts",
+        description="Train a character or byte model on texts, one after the other. The last tenth is held "
+        "out: one part of it chooses the best weights, the other says how good they are, beside an n-gram "
+        "model of the same text. A run that was interrupted or killed goes on with --resume, and ends with "
+        "the same bits as one that was not.",
+        epilog="Exit code 1 if the loss is no number any more, 2 for bad usage or input, 130 after Ctrl-C, "
+        "with a checkpoint.",
+    )
+    command.add_argument("texts", nargs="+", metavar="TEXT", help="a file, UTF-8 unless --bytes")
+    command.add_argument("-o", "--output", required=True, metavar="MODEL", help="the file to write")
+    command.add_argument(
+        "--bytes", action="store_const", const=True, help="learn bytes, of any file, rather than characters"
+    )
+    whole, rate = "an integer of at least 1", "a number above 0"
+    tiny, huge = 1e-300, 1e300
+
+    def add(name: str, convert: Callable[[str], float], metavar: str, help: str) -> None:
+        default = TRAINING[name]
+        command.add_argument(
+            f"--{name.replace('_', '-')}", type=convert, metavar=metavar, help=f"{help} ({default:g})"
+        )
+
+    command.add_argument(
+        "--cell",
+        choices=("lstm", "gru", "rnn", "gated_rnn"),
+        help=f"the recurrent layer ({TRAINING['cell']})",
+    )
+    add("layers", _number(int, 1, 1024, "an integer in 1..1024"), "N", "recurrent layers")
+    add("width", _number(int, 1, 2**20, whole), "N", "units of each")
+    add("embedding", _number(int, 1, 2**20, whole), "N", "numbers that stand for a symbol")
+    add("steps", _number(int, 1, 2**40, whole), "N", "updates of the weights")
+    add("batch", _number(int, 1, 2**20, whole), "N", "places of the text that are read side by side")
+    add("bptt", _number(int, 1, 2**20, whole), "N", "symbols between two updates")
+    add("lr", _number(float, tiny, huge, rate), "X", "the highest learning rate")
+    add("warmup", _number(int, 0, 2**40, "an integer of at least 0"), "N", "steps until it is reached")
+    add("clip", _number(float, tiny, huge, rate), "X", "the largest norm of the gradients")
+    add("weight_decay", _number(float, 0, huge, "a number of at least 0"), "X", "AdamW's")
+    add("dropout", _number(float, 0, 0.99, "a number in 0..0.99"), "P", "share of outputs left out")
+    add("seed", _number(int, 0, 2**63 - 1, "an integer in 0..2^63-1"), "N", "of everything random")
+    command.add_argument(
+        "--threads", type=_number(int, 1, 2**16, whole), metavar="N", help="at most (the cores there are)"
+    )
+    command.add_argument(
+        "--checkpoint-every",
+        type=_number(int, 1, 2**40, whole),
+        default=100,
+        metavar="N",
+        help="steps between two writings of MODEL.checkpoint (100)",
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="go on from MODEL.checkpoint, with its options, if it is there"
+    )
+    command.add_argument("--plot", metavar="FILE", help="draw the loss curve (needs matplotlib)")
+    command.set_defaults(run=_train)
+
+
+def _add_generate(commands: Any) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="text from a model that `fastlstm train` made",
+        description="Write on from a prompt, symbol by symbol.",
+    )
+    command.add_argument("model", metavar="MODEL", help="a file that `fastlstm train` wrote")
+    command.add_argument("--prompt", metavar="TEXT", help="what to go on from (the beginning of a line)")
+    command.add_argument(
+        "--length",
+        type=_number(int, 0, 2**40, "an integer of at least 0"),
+        default=500,
+        metavar="N",
+        help="symbols to write (500)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=_number(float, 0, 1e6, "a number in 0..1e6"),
+        default=0.8,
+        metavar="X",
+        help="0 writes what is likeliest, 1 draws from the model, more is wilder (0.8)",
+    )
+    command.add_argument(
+        "--top-k",
+        type=_number(int, 1, 2**31, "an integer of at least 1"),
+        metavar="N",
+        help="draw from the N likeliest only",
+    )
+    command.add_argument(
+        "--top-p",
+        type=_number(float, 1e-300, 1, "a number above 0, at most 1"),
+        metavar="P",
+        help="draw from the likeliest that together have probability P only",
+    )
+    command.add_argument(
+        "--seed",
+        type=_number(int, 0, 2**63 - 1, "an integer in 0..2^63-1"),
+        default=0,
+        metavar="N",
+        help="of the drawing (0)",
+    )
+    command.set_defaults(run=_generate)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from . import _train
+
+    given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
+    try:
+        _train.train(
+            options.texts,
+            options.output,
+            given,
+            resume=options.resume,
+            checkpoint_every=options.checkpoint_every,
+            threads=options.threads,
+            plot=options.plot,
+            out=sys.stdout,
+        )
+    except _train.UserError as error:
+        _fail(f"fastlstm train: {error}")
+        return CHECK_FAILED if isinstance(error, _train.Diverged) else USAGE_ERROR
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from . import _train
+
+    try:
+        _train.generate(
+            options.model,
+            options.prompt,
+            options.length,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            out=sys.stdout,
+        )
+    except _train.UserError as error:
+        return _fail(f"fastlstm generate: {error}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

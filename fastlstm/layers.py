@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from . import _check
 from ._core import Core, StreamCore
+from .tape import Tape
 
-__all__ = ["GRU", "LSTM", "RNN", "GatedRNN", "Stream", "load"]
+__all__ = ["GRU", "LSTM", "RNN", "GatedRNN", "Stream"]
 
 Array: TypeAlias = npt.NDArray[Any]
 ActivationLike: TypeAlias = str | Sequence[Any]  # a name, or (name[, alpha[, beta]])
@@ -43,11 +44,11 @@ class _Option(Generic[V]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, layer: _Layer | None, owner: type | None = None) -> V:
+    def __get__(self, layer: Any, owner: type | None = None) -> V:
         value: V = self if layer is None else getattr(layer._options, self._name)  # type: ignore[assignment]
         return value
 
-    def __set__(self, layer: _Layer, value: Never) -> NoReturn:
+    def __set__(self, layer: Any, value: Never) -> NoReturn:
         raise AttributeError(f"{self._name} of a layer is read-only: make a new layer")
 
 
@@ -144,11 +145,7 @@ class _Layer:
             if state is not None:
                 h, c = self._states(state, batch, batched)
         if lengths is not None:
-            if not batched:
-                raise ValueError(
-                    "lengths must be None for an unbatched x [T, I]: leave out the steps instead"
-                )
-            lengths = _check.lengths("lengths", lengths, second if batch_first else first, batch)
+            lengths = _check.lengths("lengths", lengths, second if batch_first else first, batch, batched)
         y = np.empty((first, second, self._width), dtype)
         h_end = np.empty(shape, dtype)
         self._core.forward(x, h, c, lengths, y, h_end, c_end, batch_first)
@@ -161,6 +158,28 @@ class _Layer:
         shapes = [(self._rows, batch, size) if batched else (self._rows, size) for size in self._sizes]
         states = _check.states("state", state, shapes, self._dtype)
         return states if batched else [v[:, None] for v in states]
+
+    def record(
+        self,
+        x: npt.ArrayLike,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        dropout_seed: int | None = None,
+        checkpoint: int | None = None,
+    ) -> Tape:
+        """Run whole sequences as a call does, and remember: `tape.output`, `tape.state`, `tape.backward`.
+
+        x, state, lengths: as in a call.
+        dropout_seed: None for no dropout. Otherwise the input of every layer after the first is multiplied by
+            m / (1 - dropout), m = `rng.random([T, B, D*P]) >= dropout`, layer after layer, time first
+            whatever batch_first says, rng = `numpy.random.Generator(numpy.random.Philox(dropout_seed))`.
+        checkpoint: k keeps the states before every k-th step only and runs the steps between them again in
+            `backward`: less memory, more work, the same bits.
+
+        Raises TypeError or ValueError naming the argument.
+        """
+        return Tape(self, x, state, lengths, dropout_seed, checkpoint)
 
     def stream(self, batch_size: int = 1, state: Any = None) -> Stream:
         """A `Stream` of batch_size sequences that are fed step by step, from `state` [L, B, ..] (zeros if
@@ -605,26 +624,3 @@ class Stream(StreamCore):
         raise TypeError(
             "a Stream cannot be pickled: keep its layer and stream.state, for layer.stream(batch_size, state)"
         )
-
-
-def load(path: str | os.PathLike[str], **options: Any) -> LSTM | GRU | RNN | GatedRNN:
-    """Read a layer from a safetensors file: one that `save` wrote, or a bare one with PyTorch's names.
-
-    A file that `save` wrote says all: options may only confirm it, but for batch_first, dropout and dtype,
-    which may differ. From a bare file the cell, its sizes, bias, bidirectional, proj_size and peepholes
-    follow by names and shapes, and the dtype is float64 if any entry is, else float32; what a file cannot
-    tell is taken from options (or their defaults), except that `nonlinearity` or `activations` of an RNN and
-    `reset_after` of a GRU must be given. float16 and bfloat16 are widened.
-
-    Raises OSError if the file cannot be read; ValueError if it is no safetensors file (truncated,
-    overlapping, inconsistent), does not hold one layer's parameters, or contradicts options; TypeError for
-    options that the cell does not take. Memory is taken only for what the file really holds.
-    """
-    from . import _files
-
-    checked, parameters = _files.load(path, options)
-    classes: dict[str, type[Any]] = {cls._cell: cls for cls in (LSTM, GRU, RNN, GatedRNN)}
-    layer: LSTM | GRU | RNN | GatedRNN = _restore(
-        classes[checked.cell], checked.cell, checked.given(), parameters
-    )
-    return layer

@@ -288,9 +288,10 @@ class Witness:
     """Stands in for the core and checks what the core takes on trust."""
 
     def __init__(self, core):
-        self.core = core
+        self.core, self.seen = core, 0
 
     def forward(self, x, h, c, lengths, y, h_end, c_end, batch_first):
+        self.seen += 1
         assert type(x) is np.ndarray and x.dtype == y.dtype and x.ndim == 3 and x.flags.aligned
         assert x.strides[2] == x.itemsize or x.shape[2] == 1
         for a in (h, c):
@@ -302,6 +303,7 @@ class Witness:
         """What the core takes without checks must not be what the checks would have changed."""
         plain = self.core.forward_plain(x, state, batch_first)
         if plain is not None:
+            self.seen += 1
             given = (x, *(state if isinstance(state, tuple) else () if state is None else (state,)))
             for a in given:
                 assert type(a) is np.ndarray and a.dtype == plain[0].dtype
@@ -318,6 +320,7 @@ def test_what_the_core_is_given(form):
     layer(x, (make(state), state))
     layer(x, (state, make(state)))
     layer(make(x[:, 0]))
+    assert layer._core.seen == 4  # each call was looked at
 
 
 def test_torch_tensors_and_bfloat16():

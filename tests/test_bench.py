@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,18 @@ def test_json(smoke: Path) -> None:
         assert row["engines"].keys() >= {"fastlstm", "numpy"} and row["over_numpy"] > 0
         for engine in row["engines"].values():
             assert 0 < engine["p10_us"] <= engine["median_us"] <= engine["p90_us"]
-            assert engine["max_error"] <= measure.TOLERANCE and engine["batches"] >= 2
+            tolerance = measure.TRAINING_TOLERANCE if row["name"].startswith("train") else measure.TOLERANCE
+            assert engine["max_error"] <= tolerance and engine["batches"] >= 2
     step = rows["lstm 32,32,1,1"]["engines"]
     assert step["fastlstm"]["variant"] == "Stream.step" and step["fastlstm call"]["variant"] == "layer"
     assert rows["ragged 64"]["against_dense"] > 0 and rows["audio 8"]["scaled_ns"] > 0
+    assert rows["train lstm 32,32,100,1"]["flops"] == 3 * rows["lstm 32,32,100,1"]["flops"]
+    assert rows["train lstm 32,32,100,1"]["engines"]["fastlstm"]["variant"] == "record, backward"
 
 
 def test_markdown_and_chart(smoke: Path) -> None:
     tables = [part for part in (smoke / "benchmark.md").read_text().split("\n\n") if part.startswith("| ")]
-    assert len(tables) == len({name.split()[0] for name in grid.SMOKE})
+    assert len(tables) == len({row.table for row in grid.rows() if row.name in grid.SMOKE})
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     chart = ET.parse(smoke / "benchmark.svg")
@@ -53,21 +58,24 @@ def test_markdown_and_chart(smoke: Path) -> None:
 
 
 class Planted(peers.NumPy):
-    """NumPy, but its last final state is off by a little."""
+    """NumPy, but its last final state, or the gradient of its last parameter, is off by a little."""
 
     def calls(self, p: grid.Problem) -> list[peers.Call]:
         (call,) = super().calls(p)
 
         def read(result: Any) -> tuple[grid.Array, ...]:
             *others, last = call.read(result)
-            return (*others, last + np.float32(1e-4))
+            return (*others, last + np.float32(1e-4) * max(1, np.abs(last).max()))
 
         return [call._replace(read=read)]
 
 
-def test_outputs_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["gru 32,32,1,1", "train gru 32,32,1,1"])
+def test_outputs_that_differ_are_not_timed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FASTLSTM_BENCH_CHILD", "1")  # measure in this process, where the peer is planted
-    command = ["--smoke", "--peers", "numpy", "--rows", "^gru 32,32,1,1$", "--out", str(tmp_path)]
+    command = ["--smoke", "--peers", "numpy", "--rows", f"^{name}$", "--out", str(tmp_path)]
     assert _bench.main(command) == 0
     monkeypatch.setitem(peers.PEERS, "numpy", Planted)
     assert _bench.main(command) == 1
@@ -81,9 +89,38 @@ def test_outputs_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.M
 def test_check(wrong: Any) -> None:
     y = np.ones((3, 2, 4))
     assert measure.check("same", [y, y], [y, y]) == 0
+    assert measure.check("same", [y, 9 * y], [y, 9 * y], train=True) == 0
     for outputs in ([y, wrong(y)], [wrong(y), y]):
-        with pytest.raises(measure.Mismatch):
-            measure.check("wrong", outputs, [y, y])
+        for train in (False, True):
+            with pytest.raises(measure.Mismatch):
+                measure.check("wrong", outputs, [y, y], train)
+
+
+def test_gradients_are_judged_by_their_largest_entry() -> None:
+    """A small error of a small gradient is an error; one in a small entry of a large gradient is none."""
+    with pytest.raises(measure.Mismatch):
+        measure.check("small", [np.full(3, 1.1e-6)], [np.full(3, 1e-6)], train=True)
+    assert measure.check("large", [np.array([100.0, 1e-4])], [np.array([100.0, 0.0])], train=True) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["train lstm 32,32,100,1", "train gru 32,32,1,1", "train rnn 32,32,100,1"])
+def test_torch_trains_alike(name: str) -> None:
+    """Dense; and a small ragged batch, packed and padded."""
+    pytest.importorskip("torch", reason="measures PyTorch")
+    (row,) = (row for row in grid.rows() if row.name == name)
+    engine = peers.Torch(1)
+    try:
+        for some in (row, replace(row, steps=7, batch=5, ragged=True)):
+            p = grid.problem(some)
+            columns = [("torch", p, engine.calls(p)), *engine.beside(p)]
+            assert len(columns) == 1 + some.ragged
+            for title, q, calls in columns:
+                for call in calls:
+                    call.enter()
+                    for _ in range(2):  # gradients do not add up
+                        measure.check(title, call.read(call.run()), q.expected, train=True)
+    finally:
+        engine._enter(infer=False)
 
 
 def test_the_grid() -> None:
@@ -94,12 +131,14 @@ def test_the_grid() -> None:
         if row.lengths is not None:
             assert 1 <= row.lengths.min() and row.lengths.max() <= row.steps
             assert row.dense.valid_steps == row.valid_steps == row.lengths.sum()
+        assert row.train == row.name.startswith("train ") and row.name.startswith(row.table)
+    assert {row.cell for row in rows if row.train} == {"lstm", "gru", "rnn"}
 
 
 def test_targets() -> None:
     """A run that meets every floor, and the same with one figure spoilt."""
-    figures = {"speedup": 9.0, "call_speedup": 9.0, "us": 1.0, "peak_percent": 99.0, "scaled_ns": 50.0}
-    figures |= {"against_dense": 1.0, "against_48": 1.0}
+    figures = {"speedup": 99.0, "call_speedup": 9.0, "us": 1.0, "peak_percent": 99.0, "scaled_ns": 50.0}
+    figures |= {"against_dense": 1.0, "against_48": 1.0, "over_padded": 2.0}
     settings = {"threads": 1, "isa": "avx512"}
     rows: list[dict[str, Any]] = [{"name": row.name, **figures} for row in grid.rows()]
     found = list(grid.verdicts({"settings": settings, "rows": rows}))
@@ -109,6 +148,18 @@ def test_targets() -> None:
     rows[0]["speedup"] = 5.9
     missed = [line for held, line in grid.verdicts({"settings": settings, "rows": rows}) if not held]
     assert len(missed) == 1 and "lstm 32,32,1,1" in missed[0] and "5.90" in missed[0]
+
+
+def test_targets_of_rows_together() -> None:
+    """The geometric mean counts, and only where all its rows were measured."""
+    pair = ("train lstm 32,32,100,1", "train lstm 64,64,50,8")
+    for speedups, wanted in (((2.0, 5.0), True), ((1.5, 5.9), False), ((1.5,), None)):
+        rows = [{"name": name, "speedup": v} for name, v in zip(pair, speedups, strict=False)]
+        result = {"settings": {"threads": 1, "isa": "avx512"}, "rows": rows}
+        lines = [(held, line) for held, line in grid.verdicts(result) if "together" in line]
+        assert [held for held, _ in lines] == ([] if wanted is None else [wanted])
+        for _, line in lines:
+            assert ", ".join(pair) in line and f"{math.sqrt(math.prod(speedups)):.2f}" in line
 
 
 def test_targets_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,10 @@ COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)] or [
     c for c in ("cc",) if shutil.which(c)
 ]
 # gcc builds all of them; another compiler only what shows whether its kernels are right.
-PROGRAMS = {"api": [], "oracle": [], "threads": ["20"], "kernels": [], "ulp": ["20011"]}
+PROGRAMS = {
+    "api": [], "backward": [], "gradients": [], "kernels": [], "linear": [], "oracle": [], "threads": ["20"],
+    "training": [], "ulp": ["20011"],
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(not COMPILERS, reason="no C compiler"),
@@ -74,7 +77,7 @@ def run(program, *arguments, **environment):
 @each_compiler
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name, compiler, build):
-    if compiler != COMPILERS[0] and name not in ("kernels", "api"):
+    if compiler != COMPILERS[0] and name not in ("kernels", "backward", "api"):
         pytest.skip(f"{COMPILERS[0]} runs it; the kernels are what another compiler may get wrong")
     done = run(build(name), *PROGRAMS[name])
     assert done.returncode == 0, done.stderr[-4000:]

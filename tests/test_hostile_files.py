@@ -22,6 +22,16 @@ from fastlstm import _files
 BUDGET = 1 << 20  # bytes that reading any of these small files may take
 CONFIG = {"version": 1, "cell": "lstm", "input_size": 3, "hidden_size": 2, "num_layers": 1, "proj_size": 1}
 
+MODEL = {
+    "version": 2,
+    "module": "Sequential",
+    "modules": [
+        {"module": "Embedding", "num_embeddings": 3, "embedding_dim": 2},
+        {"cell": "gru", "input_size": 2, "hidden_size": 2},
+        {"module": "Linear", "in_features": 2, "out_features": 3},
+    ],
+}
+
 
 def valid_files():
     lstm = fastlstm.LSTM(3, 2, proj_size=1, seed=1)
@@ -31,6 +41,11 @@ def valid_files():
     yield save(
         {n: v.astype("f2") for n, v in fastlstm.LSTM(1, 1, peepholes=True, seed=1).state_dict().items()}
     )
+    yield save(model().state_dict(), {"fastlstm": json.dumps(MODEL)})
+
+
+def model():
+    return fastlstm.Sequential(fastlstm.Embedding(3, 2), fastlstm.GRU(2, 2), fastlstm.Linear(2, 3))
 
 
 FILES = list(valid_files())
@@ -68,8 +83,12 @@ def attempt(path, data, **options):
     if layer is None:
         return False
     assert sum(v.nbytes for v in layer.state_dict().values()) <= 4 * len(data)
-    output = layer(np.zeros((2, 1, layer.input_size)))[0]
-    assert output.shape[:2] == (2, 1)
+    if isinstance(layer, fastlstm.Sequential):
+        tokens = isinstance(layer[0], fastlstm.Embedding)
+        x = np.zeros((2, 1) if tokens else (2, 1, layer._options.widths[0]), int if tokens else float)
+    else:
+        x = np.zeros((2, 1, layer.input_size))
+    assert layer(x)[0].shape[:2] == (2, 1)
     try:
         with safe_open(path, "np") as file:
             assert set(file.keys()) == set(layer.state_dict())
@@ -151,6 +170,12 @@ CHANGES = st.lists(
             st.none(),
         ),
         st.tuples(st.just("metadata"), JSON, st.none(), st.none()),
+        st.tuples(
+            st.just("module"),
+            st.integers(0, 3),
+            st.sampled_from([*MODEL, *MODEL["modules"][0], *MODEL["modules"][1], "out_features", "p"]),
+            JSON | st.sampled_from(["Linear", "Dropout", "Sequential", "rnn"]),
+        ),
     ),
     min_size=1,
     max_size=3,
@@ -166,6 +191,10 @@ def test_mutated_header(path, data, changes):
         name = names[first % len(names)] if isinstance(first, int) and names else None
         if what == "config":
             header["__metadata__"] = {"fastlstm": json.dumps(CONFIG | {first: second})}
+        elif what == "module":
+            described = json.loads(json.dumps(MODEL))
+            ([described, *described["modules"]][first])[second] = third
+            header["__metadata__"] = {"fastlstm": json.dumps(described)}
         elif what == "metadata":
             header["__metadata__"] = first
         elif name is None:
@@ -252,6 +281,16 @@ BAD = {
             ("hidden_size", 2**27),
             ("input_size", 2**60),
             ("num_layers", 1024),
+        )
+    },
+    **{
+        f"a model of {name}": joined(
+            {"__metadata__": {"fastlstm": json.dumps(MODEL | {"modules": modules})}}, b""
+        )
+        for name, modules in (
+            ("many layers", [{"cell": "gru", "input_size": 2, "hidden_size": 2, "num_layers": 1024}] * 256),
+            ("many tokens", [{"module": "Embedding", "num_embeddings": 2**40, "embedding_dim": 2**20}]),
+            ("many modules", [{"module": "Dropout"}] * 60_000),
         )
     },
     "a text file": b"import fastlstm\n" * 9,

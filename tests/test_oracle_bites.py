@@ -1,27 +1,31 @@
 """The tests bite: bugs planted in the core, the field's classic ones among them, turn the oracle red.
 
-tests/c/oracle.c compares every cell with a naive implementation in double; here it is built against a copy of
-the core, as it is and with each bug in turn. A bug whose place is not found any more is an error: move it
-along with the code.
+tests/c/oracle.c compares every cell with a naive implementation in double, tests/c/gradients.c its gradients
+with finite differences; here they are built against a copy of the core, as it is and with each bug in turn.
+The comparison of gradients in Python, `compare` of test_backward.py, is tried in the same way on copies of
+reference.py. A bug whose place is not found any more is an error: move it along with the code.
 """
 
 import os
 import shutil
 import subprocess
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_backward
+
+from fastlstm import reference
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-ORACLE = Path(__file__).resolve().parent / "c" / "oracle.c"
+PROGRAMS = Path(__file__).resolve().parent / "c"
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-FLAGS = ["-std=c11", "-O1", "-DFL_PLANTED_BUG"]
+FLAGS = ["-std=c11", "-O1", "-DFL_PLANTED_BUG", "-DFL_QUICK_BUILD"]
 
-pytestmark = [
-    pytest.mark.skipif(CC is None, reason="no C compiler"),
-    pytest.mark.skipif(not SOURCES.is_dir(), reason="no sources beside the tests"),
-]
+on_the_core = pytest.mark.skipif(CC is None or not SOURCES.is_dir(), reason="no C compiler, or no sources")
 
 # name: (file, what stands there, what the bug makes of it)
 BUGS = {
@@ -37,23 +41,23 @@ BUGS = {
     ),
     "state of another sequence": (
         "forward.c",
-        "const int64_t state = item * q->B + b;",
-        "const int64_t state = item * q->B + (b + 1) % q->B;",
+        "const int64_t state = states * q->B + b;",
+        "const int64_t state = states * q->B + (b + 1) % q->B;",
     ),
     "h of the step before the last": (
         "scan.c",
-        "return s->h[(s->parity + ago) & 1]",
-        "return s->h[(s->parity + ago + 1) & 1]",
+        "s->h[(s->parity + ago) & 1]",
+        "s->h[(s->parity + ago + 1) & 1]",
     ),
     "ragged state of the longest, not its own": (
         "forward.c",
-        "fl_scan_h(&s, r, m->steps[0] - m->steps[r])",
+        "fl_scan_h(&s, r, ago)",
         "fl_scan_h(&s, r, 0)",
     ),
     "step 0 left out": (
         "scan.c",
-        "for (int64_t t = 0; t < steps; t++) {",
-        "for (int64_t t = 1; t < steps; t++) {",
+        "for (int64_t t = rows->begin; t < steps; t++) {",
+        "for (int64_t t = rows->begin + 1; t < steps; t++) {",
     ),
     "rows that have ended still run": (
         "scan.c",
@@ -151,6 +155,89 @@ BUGS = {
     ),
 }  # fmt: skip
 
+# Seen by tests/c/gradients.c; those in kernels take longer, for there all of a path is compiled again.
+BACKWARD_BUGS = {
+    "gradients of h0 and c0 swapped": (
+        "backward.c",
+        "call->g->dh0 + b * P * size, d->dh + r * l->output_stride * size",
+        "call->g->dh0 + b * P * size, d->dc + r * l->hidden_stride * size",
+    ),
+    "d_state ignored": ("backward.c", "fl_set_row(row, from ?", "fl_set_row(row, 0 ?"),
+    "d_state of another sequence": ("backward.c", "g->dh_n, direction * B + b", "g->dh_n, direction * B + r"),
+    "dW_hh off by one step": (
+        "backward.c",
+        "const char *h = fl_memory_h(l, d->memory, step);",
+        "const char *h = fl_memory_h(l, d->memory, step + 1);",
+    ),
+    "step 0 left out": (
+        "backward.c",
+        "step-- > call->block_first;",
+        "step-- > call->block_first + !call->block_first;",
+    ),
+    "step 0 left out of dh0": (
+        "backward.c",
+        "pull_dh(call, d, &s, d->first);",
+        "if (d->first) pull_dh(call, d, &s, d->first);",
+    ),
+    "first steps of a segment left out of the sums": (
+        "backward.c",
+        "weight_gradients(call, d, depth, slice, slices);",
+        "weight_gradients(call, d, depth - active_at(call->tape, d->end - 1), slice, slices);",
+    ),
+    "x from the end of the padding": (
+        "backward.c",
+        "at = backwards ? t->length[b] - 1 - step : step",
+        "at = backwards ? q->T - 1 - step : step",
+    ),
+    "d_output of the padding": (
+        "backward.c",
+        "first = backwards && n ? n - 1 : 0;",
+        "first = backwards && n ? t->sequence.T - 1 : 0;",
+    ),
+    "padding of dx not cleared": ("backward.c", "clear_dx(call);\n", "(void)clear_dx;\n"),
+    "one direction's dx alone": ("backward.c", "if (l->directions == 1) {", "if (l->directions) {"),
+    "recurrent weights get the input's share": (
+        "backward.c",
+        "d->dz + cell->recurrent_delta[gate] * H * size",
+        "d->dz + gate * H * size",
+    ),
+    "reset gate's share missing in dh": (
+        "backward.c",
+        "a[g] = d->dz_rows[l->cell->recurrent_delta[g]] + row;",
+        "a[g] = d->dz_rows[g] + row;",
+    ),
+    "o's peephole at c, not c'": (
+        "backward.c",
+        "stride, m, d->c_new_rows, past(&w->weight_peephole, 2 * H * size)",
+        "stride, m, d->c_rows, past(&w->weight_peephole, 2 * H * size)",
+    ),
+    "projection of another step": (
+        "backward.c",
+        "&d->back->projection, d->dh_new_rows + row",
+        "&d->back->projection, d->dh_new_rows",
+    ),
+    "states of the first checkpoint": (
+        "forward.c",
+        "f->first_step / f->tape->every, first + r, &h, &c",
+        "0, first + r, &h, &c",
+    ),
+    "reset gate's share missing": (
+        "kernels/gru_template.h",
+        "back_store(p, at, 3, vmul(dz_n, r));",
+        "back_store(p, at, 3, dz_n);",
+    ),
+    "carousel cut": (
+        "kernels/lstm_template.h",
+        "vec dc_new = vfma(dh_dy, o, vload(dc));",
+        "vec dc_new = vmul(dh_dy, o);",
+    ),
+    "last row of a tile left out of the sums": (
+        "kernels/outer_template.h",
+        "(int)(m * (t + 1) / tiles - row), p",
+        "(int)(m * (t + 1) / tiles - row - (t + 1 == tiles && m > 1)), p",
+    ),
+}  # fmt: skip
+
 
 def compiled(source, include, target):
     command = [CC, *FLAGS, f"-I{include}", "-c", str(source), "-o", str(target)]
@@ -165,7 +252,7 @@ def objects_of(root):
 
 
 def verdict(objects, folder):
-    program = folder / "oracle"
+    program = folder / "program"
     subprocess.run(
         [CC, *map(str, objects), "-lm", "-lpthread", "-o", str(program)],
         check=True, capture_output=True, text=True,
@@ -181,7 +268,7 @@ def verdict(objects, folder):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    """The core as it is, one object per source, and the oracle; all but one path are left out."""
+    """The core as it is, one object per source, and the programs; all but one path are left out."""
     folder = tmp_path_factory.mktemp("clean")
     root = copy_of_the_core(folder)
     sources = objects_of(root)
@@ -190,8 +277,11 @@ def clean(tmp_path_factory):
             name: pool.submit(compiled, path, root, folder / (name.replace("/", "_") + ".o"))
             for name, path in sources.items()
         }
-        oracle = pool.submit(compiled, ORACLE, root, folder / "oracle.o")
-        return {name: future.result() for name, future in objects.items()}, oracle.result(), folder
+        programs = {
+            name: pool.submit(compiled, PROGRAMS / f"{name}.c", root, folder / f"{name}.o")
+            for name in ("oracle", "gradients")
+        }
+        return *({n: future.result() for n, future in some.items()} for some in (objects, programs)), folder
 
 
 def copy_of_the_core(folder):
@@ -211,28 +301,175 @@ def copy_of_the_core(folder):
     return root
 
 
-def test_the_core_as_it_is_passes(clean):
-    objects, oracle, folder = clean
-    done = verdict([*objects.values(), oracle], folder)
+@on_the_core
+@pytest.mark.parametrize("program", ["oracle", "gradients"])
+def test_the_core_as_it_is_passes(program, clean):
+    objects, programs, folder = clean
+    done = verdict([*objects.values(), programs[program]], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failed" in done.stdout
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_planted(bug, clean, tmp_path):
-    objects, oracle, _ = clean
-    file, there, planted = BUGS[bug]
-    root = copy_of_the_core(tmp_path)
+def bite(program, bug, clean, folder):
+    objects, programs, _ = clean
+    file, there, planted = bug
+    root = copy_of_the_core(folder)
     source = root / file
     text = source.read_text()
     assert text.count(there) >= 1, f"{file} has changed: {there!r} is not there"
     text = text.replace(there, planted)
-    if bug == "o sees c, not c'":
-        text = text.replace("vec z[4], c = vload(state);", "vec z[4], c = vload(state), old = c;")
+    if "old, z[3]" in planted:
+        c = "c = vload(cell_state(p, at, p->c))"
+        text = text.replace(f"vec z[4], {c};", f"vec z[4], {c}, old = c;")
         assert "old = c;" in text
     source.write_text(text)
     changed = "kernels/isa_portable.c" if file.startswith("kernels/") else file
-    mine = compiled(root / changed, root, tmp_path / "changed.o")
-    done = verdict([*(o for name, o in objects.items() if name != changed), mine, oracle], tmp_path)
+    mine = compiled(root / changed, root, folder / "changed.o")
+    others = [o for name, o in objects.items() if name != changed]
+    done = verdict([*others, mine, programs[program]], folder)
     assert done.returncode != 0, f"nobody noticed: {done.stdout}"
     assert "failed" in done.stdout or done.returncode < 0  # wrong numbers, or a crash
+
+
+@on_the_core
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted(bug, clean, tmp_path):
+    bite("oracle", BUGS[bug], clean, tmp_path)
+
+
+@on_the_core
+@pytest.mark.parametrize("bug", BACKWARD_BUGS)
+def test_planted_in_backward(bug, clean, tmp_path):
+    bite("gradients", BACKWARD_BUGS[bug], clean, tmp_path)
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+# name: (what stands in reference.py, what the bug makes of it)
+GRADIENT_BUGS = {
+    "h0 and c0 swapped": (
+        "first = tuple(v[len(self._runs)] for v in states)",
+        "first = tuple(v[len(self._runs)] for v in states[::-1])",
+    ),
+    "gradients of h0 and c0 swapped": ("axes=1), dstate, dw", "axes=1), dstate[::-1], dw"),
+    "d_state of h and c swapped": (
+        "dstate = tuple(v.copy() for v in dstate)",
+        "dstate = tuple(v.copy() for v in dstate[::-1])",
+    ),
+    "d_state left out": (
+        "dstate = tuple(v.copy() for v in dstate)",
+        "dstate = tuple(np.zeros_like(v) for v in dstate)",
+    ),
+    "dW_hh of an LSTM off by one step": (
+        "return (h_new, c_new), (h, c,",
+        "return (h_new, c_new), (h_new, c,",
+    ),
+    "dW_hh of an RNN off by one step": (
+        "return (h_new,), (h, s, h_new)",
+        "return (h_new,), (h_new, s, h_new)",
+    ),
+    "step 0 left out": (
+        "in zip(reversed(self.path), reversed(self.memories), strict=True):",
+        "in zip(self.path[:0:-1], self.memories[:0:-1], strict=True):",
+    ),
+    "step 0 left out of the weights": (
+        "memory, self.w, self.opt, dw\n",
+        "memory, self.w, self.opt, "
+        "{n: v.copy() for n, v in dw.items()} if memory is self.memories[0] else dw\n",
+    ),
+    "first step first": (
+        "in zip(reversed(self.path), reversed(self.memories), strict=True):",
+        "in zip(self.path, self.memories, strict=True):",
+    ),
+    "reset gate's share missing": (
+        "du = np.concatenate([ds_r, ds_z, ds_n * r], axis=1)",
+        "du = np.concatenate([ds_r, ds_z, ds_n], axis=1)",
+    ),
+    "reset gate's share missing, reset before": ("dh * z + drh * r +", "dh * z + drh +"),
+    "no gradient of the reset gate": ("ds_r = gate.backward(s_r, r, ds_n * u_n)", "ds_r = 0 * r"),
+    "no gradient of the reset gate, reset before": (
+        "ds_r = gate.backward(s_r, r, drh * h)",
+        "ds_r = 0 * r",
+    ),
+    "h kept by the update gate forgotten": (
+        "return da, (dh * z + recurrent_backward(du, h, w, dw),)",
+        "return da, (recurrent_backward(du, h, w, dw),)",
+    ),
+    "padding leaks into gradients": ("< self._lengths[:, None], x", "<= self._lengths[:, None], x"),
+    "padding runs": ("rows = np.flatnonzero(lengths > k)", "rows = np.flatnonzero(lengths >= k)"),
+    "gradient through a clip": (
+        "ds = ds if self.clip is None else np.where(np.abs(s) > self.clip, 0, ds)",
+        "ds = ds if self.clip is None else ds",
+    ),
+    "coupled gate's sign": ("di = di - df", "di = di + df"),
+    "gradient of a gate that is not there": (
+        "ds_f = gate.backward(s_f, f, df) if opt.forget_gate and not opt.coupled_gates else",
+        "ds_f = gate.backward(s_f, f, df) if opt.forget_gate else",
+    ),
+    "o's peephole not followed": ("dc = dc + p[2] * ds_o", "dc = dc + 0 * ds_o"),
+    "o's peephole at c, not c'": ("(ds_o * c_new).sum(0)", "(ds_o * c).sum(0)"),
+    "peepholes of i and f swapped": ("p[0] * ds_i + p[1] * ds_f", "p[1] * ds_i + p[0] * ds_f"),
+    "projection of c', not o y": (
+        'dw["weight_hr"] += dh.T @ (o * y)',
+        'dw["weight_hr"] += dh.T @ (o * c_new)',
+    ),
+    "gated RNN's gate the other way round": ("dh * (n - h)", "dh * (h - n)"),
+    "a bias averaged": ('dw["bias_hh"] += du.sum(0)', 'dw["bias_hh"] += du.mean(0)'),
+    "dropout not differentiated": ("dy += dx * self._masks[k]", "dy += dx"),
+    "one direction's share of dx": ("dy += dx * self._masks[k]", "dy = dx * self._masks[k]"),
+}
+
+
+def changed_reference(there, planted):
+    text = Path(reference.__file__).read_text()
+    assert text.count(there) >= 1, f"reference.py has changed: {there!r} is not there"
+    module = types.ModuleType("changed_reference")
+    sys.modules[module.__name__] = module
+    exec(text.replace(there, planted), module.__dict__)
+    return module
+
+
+def compare_gradients(module):
+    for cell in test_backward.CELLS:
+        what = {"cls": lambda name: getattr(module, name), "dtypes": ["float64"]}
+        lengths = [5, 0, 3, 4]
+        test_backward.compare(cell, (5, 7), 5, 4, **what, how={"lengths": lengths})
+        how = {"lengths": lengths, "dropout_seed": 1}
+        test_backward.compare(
+            cell, (5, 7), 5, 4, **what, how=how, num_layers=2, bidirectional=True, dropout=0.3
+        )
+
+
+def test_gradients_as_they_are_agree():
+    compare_gradients(changed_reference("def lstm_step", "def lstm_step"))
+
+
+@pytest.mark.parametrize("bug", GRADIENT_BUGS)
+def test_planted_in_gradients(bug):
+    module = changed_reference(*GRADIENT_BUGS[bug])
+    with pytest.raises(AssertionError):
+        compare_gradients(module)
+
+
+@pytest.mark.parametrize("dtype", test_backward.DTYPES)
+def test_planted_in_results(dtype):
+    """Errors just above the tolerance, and exchanges of whole arrays, in copies of good results."""
+    layer = test_backward.make(("LSTM", {"bias": False}), (9, 9), dtype, test_backward.oracle)
+    wanted = test_backward.run(layer, *test_backward.numbers(layer, 5, 3))
+    tolerance = test_backward.TOLERANCE[dtype]
+    test_backward.assert_close(wanted, wanted, 0)
+
+    def refused(**changed):
+        with pytest.raises(AssertionError):
+            test_backward.assert_close({**wanted, **changed}, wanted, tolerance)
+
+    for name, v in wanted.items():
+        for error in (1.5 * tolerance * np.abs(v).max(), np.nan):
+            wrong = v.copy()
+            wrong.flat[-1] += error
+            refused(**{name: wrong})
+        refused(**{name: v[:-1]})
+        refused(**{name: 0 * v})
+        for other in wanted:
+            if other != name:
+                refused(**{name: wanted[other]})

@@ -11,12 +11,38 @@ import pytest
 import fastlstm
 
 PACKAGE = {
-    "GRU", "LSTM", "RNN", "GatedRNN", "Stream", "get_num_threads", "load", "reference", "set_num_threads",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Dropout",
+    "Embedding",
+    "GatedRNN",
+    "Linear",
+    "Sequential",
+    "SequentialStream",
+    "Stream",
+    "binary_cross_entropy_with_logits",
+    "clip_grad_norm",
+    "constant_schedule",
+    "cosine_schedule",
+    "cross_entropy",
+    "get_num_threads",
+    "initialize",
+    "load",
+    "log_softmax",
+    "mse_loss",
+    "reference",
+    "set_num_threads",
     "show_config",
-}  # fmt: skip
+    "softmax",
+    "warmup_schedule",
+}
 LAYER = {
     "batch_first", "bias", "bidirectional", "clip", "dropout", "dtype", "hidden_size", "input_size",
-    "num_layers", "reverse", "activations", "load_state_dict", "save", "state_dict", "stream",
+    "num_layers", "record", "reverse", "activations", "load_state_dict", "save", "state_dict", "stream",
 }  # fmt: skip
 OWN = {
     "LSTM": {"coupled_gates", "forget_gate", "peepholes", "proj_size"},
@@ -24,11 +50,20 @@ OWN = {
     "RNN": {"nonlinearity"},
     "GatedRNN": set(),
 }
+MODULE = {"load_state_dict", "record", "save", "state_dict"}
+MODULES = {
+    "Embedding": {"dtype", "embedding_dim", "num_embeddings", "padding_idx"},
+    "Linear": {"bias", "dtype", "in_features", "out_features"},
+    "Dropout": {"p"},
+    "Sequential": {"dtype", "generate", "stream"},
+}
 C_FUNCTIONS = {
-    "fl_config_init", "fl_cpu_features", "fl_create", "fl_estimate_us", "fl_forward", "fl_free",
-    "fl_get_num_threads", "fl_isa", "fl_isa_at", "fl_last_error", "fl_set_num_threads", "fl_set_spin_us",
-    "fl_set_weights", "fl_stream_copy", "fl_stream_create", "fl_stream_free", "fl_stream_get_state",
-    "fl_stream_reset", "fl_stream_set_state", "fl_stream_step", "fl_version",
+    "fl_backward", "fl_config_init", "fl_cpu_features", "fl_create", "fl_estimate_us", "fl_forward",
+    "fl_free", "fl_get_num_threads", "fl_isa", "fl_isa_at", "fl_last_error", "fl_linear_backward_input",
+    "fl_linear_backward_weights", "fl_linear_create", "fl_linear_estimate_us", "fl_linear_forward",
+    "fl_linear_free", "fl_record", "fl_set_num_threads", "fl_set_spin_us", "fl_set_weights",
+    "fl_stream_copy", "fl_stream_create", "fl_stream_free", "fl_stream_get_state", "fl_stream_reset",
+    "fl_stream_set_state", "fl_stream_step", "fl_tape_bytes", "fl_tape_free", "fl_version",
 }  # fmt: skip
 # For tests and benchmarks; not in fastlstm.h.
 C_PRIVATE = {"fl_force_split", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named", "fl_last_split"}
@@ -55,8 +90,16 @@ def test_layers():
         assert public(getattr(fastlstm, name)) == LAYER | own
 
 
+def test_modules():
+    for name, own in MODULES.items():
+        assert public(getattr(fastlstm, name)) == MODULE | own
+    tapes = (fastlstm.Dropout().record([1.0]), fastlstm.Sequential(fastlstm.Linear(1, 1)).record([1.0]))
+    assert all(public(tape) == {"backward", "output", "state"} for tape in tapes)
+
+
 def test_stream():
     assert public(fastlstm.Stream) - CORE == {"batch_size", "copy", "reset", "state", "step"}
+    assert public(fastlstm.SequentialStream) == {"batch_size", "copy", "reset", "state", "step"}
     assert "step" not in vars(fastlstm.Stream)  # the core's own method: no Python on the step path
 
 
@@ -67,7 +110,7 @@ def test_everything_public_is_documented():
         if isinstance(value, type):
             for attribute in public(value) - CORE:
                 assert getattr(value, attribute).__doc__, f"{name}.{attribute}"
-            if name in OWN:
+            if name in OWN.keys() | MODULES.keys():
                 assert value.__call__.__doc__
 
 
@@ -78,7 +121,7 @@ def test_import_brings_nothing_that_it_does_not_need():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "fastlstm.layers" in loaded
+    assert {"fastlstm.layers", "fastlstm.modules"} <= loaded
     for name in (
         "fastlstm.reference",
         "fastlstm._files",

@@ -164,10 +164,18 @@ def split_in_time(cell, dtype):
                     output, *now = call(layer, x[begin:end], now)
                     outputs.append(output)
                 yield differ([np.concatenate(outputs), *now], wanted, f"{sizes}, B {batch}, cut at {cut}")
-            stream = layer.stream(batch, tuple(state) if len(state) > 1 else state[0])
-            outputs = [stream.step(x[t]) for t in range(steps)]
-            now = stream.state if isinstance(stream.state, tuple) else (stream.state,)
-            yield differ([np.stack(outputs), *now], wanted, f"{sizes}, B {batch}, stream")
+            for count in (1, 2, 3) if sizes == WIDE else (1,):
+                fastlstm.set_num_threads(count)
+                _core.force_split("units" if count > 1 else None)
+                stream = layer.stream(batch, tuple(state) if len(state) > 1 else state[0])
+                outputs = [stream.step(x[t]) for t in range(steps)]
+                taken = _core.last_split()
+                yield "" if count == 1 or taken == "units" else f"{count} threads: a step took {taken}"
+                now = stream.state if isinstance(stream.state, tuple) else (stream.state,)
+                yield differ([np.stack(outputs), *now], wanted, f"{sizes}, B {batch}, {count}, stream")
+                fastlstm.set_num_threads(1)
+                outputs = [stream.step(x[t]) for t in range(steps)]  # fewer than it was made for
+                _core.force_split(None)
 
 
 def padded_and_batch_first(cell, dtype):

@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 import fastlstm
-from fastlstm import GRU, LSTM, RNN, GatedRNN, Stream, reference
+from fastlstm import GRU, LSTM, RNN, Dropout, Embedding, GatedRNN, Linear, Sequential
+from fastlstm import SequentialStream, Stream
+from fastlstm import reference
 
 F32 = npt.NDArray[np.float32]
 x: F32 = np.zeros((5, 2, 3), np.float32)
@@ -66,6 +68,17 @@ config: dict[str, Any] = fastlstm.show_config(mode="dicts")
 fastlstm.show_config()
 version: str = fastlstm.__version__
 oracle = reference.LSTM(3, 4)
+
+model = Sequential(Embedding(5, 3, padding_idx=0), LSTM(3, 4), Dropout(0.2), Linear(4, 5, bias=False))
+logits, states = model([[1, 2]], lengths=[1, 1])
+feature: int = Linear(3, 4).in_features
+rows: npt.NDArray[Any] = Linear(3, 4)(x)
+tape = model.record([[1, 2]], states, dropout_seed=0, checkpoint=2)
+gradient: npt.NDArray[Any] = tape.backward(tape.output).parameters["0.weight"]
+model.load_state_dict(model.state_dict())
+feed: SequentialStream = model.stream(2)
+step = feed.step([1, 2])
+text: list[int] = list(model.generate([1, 2], 5, temperature=0.5, top_k=3, top_p=0.9, seed=0))
 """
 
 BAD = """
@@ -82,6 +95,9 @@ h = fastlstm.GRU(3, 4)([[0.0]])[1].no_such
 lstm.stream().no_such()
 fastlstm.set_num_threads("2")
 fastlstm.no_such
+fastlstm.Linear(3, "4")
+fastlstm.Linear(3, 4).p
+fastlstm.Sequential([lstm])
 """
 
 

@@ -410,7 +410,7 @@ def test_options_of_load(tmp_path):
         ("[" * 100000, "recursion|Recursion"),
         ('{"version": NaN}', "NaN"),
         ('{"version": 1, "version": 1}', "twice"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"version": True}, "version True"),
         ({"version": None}, "version None"),
         ({"cell": "tree"}, "cell 'tree'"),

@@ -1,10 +1,23 @@
 /* The eleven activation functions of ONNX (operators LSTM, GRU, RNN; opset 22), for layers that choose their own.
  *
- * Bits: the same on every path, see simd.h. NaN in, NaN out. Test: tests/test_activations.py.
+ * And their derivatives; at a kink the one from the left, as PyTorch's, at both of hard_sigmoid's 0.
+ * Bits: the same on every path, see simd.h. NaN in, NaN out. Test: tests/test_activations.py, tests/test_backward.py.
  */
 
 #define vactivate FL_NAME(vactivate)
 #define vclip FL_NAME(vclip)
+#define vslope FL_NAME(vslope)
+#define vactivate_slope FL_NAME(vactivate_slope)
+#define REAL_MIN FL_NAME(REAL_MIN)
+#define BELOW_ONE FL_NAME(BELOW_ONE)
+
+#ifndef FL_ACTIVATION_CONSTANTS
+#define FL_ACTIVATION_CONSTANTS
+#define REAL_MIN_f32 0x1p-126f /* what is below counts as zero */
+#define REAL_MIN_f64 0x1p-1022
+#define BELOW_ONE_f32 0x1.fffffep-1f /* the largest number below 1 */
+#define BELOW_ONE_f64 0x1.fffffffffffffp-1
+#endif
 
 FL_INLINE vec vclip(vec x, double limit) { return vmin(vset((real)limit), vmax(vset((real)-limit), x)); }
 
@@ -37,4 +50,47 @@ static inline vec vactivate(const fl_activation *f, vec x) {
     }
     }
     return x;
+}
+
+/* The derivative of f at x, where y = f(x). */
+static inline vec vslope(const fl_activation *f, vec x, vec y) {
+    const vec zero = vset(0), one = vset(1), alpha = vset((real)f->alpha), beta = vset((real)f->beta);
+    const vmask below = vlt(x, vset(REAL_MIN)); /* x <= 0 */
+    switch (f->kind) {
+    case FL_SIGMOID: return vmul(y, vsub(one, y));
+    case FL_TANH: return vnfma(y, y, one);
+    case FL_RELU: return vselect(below, zero, one);
+    case FL_AFFINE: return alpha;
+    case FL_LEAKY_RELU: return vselect(below, alpha, one);
+    case FL_THRESHOLDED_RELU: return vselect(vlt(alpha, x), one, zero);
+    case FL_SCALED_TANH: {
+        const vec t = vtanh(vmul(beta, x));
+        return vmul(vmul(alpha, beta), vnfma(t, t, one));
+    }
+    case FL_HARD_SIGMOID: return vselect(vlt(y, vset(REAL_MIN)), zero, vselect(vlt(vset(BELOW_ONE), y), zero, alpha));
+    case FL_ELU: return vselect(below, vmul(alpha, vexp_minus(vsigned(x, zero), 0)), one);
+    case FL_SOFTSIGN: {
+        const vec r = vdiv(one, vadd(one, vsigned(x, zero)));
+        return vmul(r, r);
+    }
+    case FL_SOFTPLUS: return vsigmoid(x);
+    }
+    return one;
+}
+
+/* Activation `which` of a step (0 gates, 1 candidate, 2 output) and its derivative, clip included where there is one.
+ * Not general: sigma and tanh, and `s` is not looked at. */
+FL_INLINE vec vactivate_slope(const fl_cell_options *s, const bool general, const int which, const bool clips, vec x,
+                              vec *slope) {
+    if (!general) {
+        const vec y = which == 0 ? vsigmoid(x) : vtanh(x);
+        *slope = which == 0 ? vmul(y, vsub(vset(1), y)) : vnfma(y, y, vset(1));
+        return y;
+    }
+    const bool clip = clips && s->clip > 0;
+    const vec inside = clip ? vclip(x, s->clip) : x;
+    const vec y = vactivate(&s->act[which], inside);
+    *slope = vslope(&s->act[which], inside, y);
+    if (clip) *slope = vselect(vlt(vset((real)s->clip), vsigned(x, vset(0))), vset(0), *slope); /* beyond, not at it */
+    return y;
 }

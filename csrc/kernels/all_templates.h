@@ -9,6 +9,8 @@
 #include "cell_template.h"
 #include "product_template.h"
 
+#include "outer_template.h"
+
 #include "lstm_template.h"
 
 #include "gru_template.h"

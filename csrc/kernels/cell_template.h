@@ -44,3 +44,46 @@ FL_INLINE void cell_blocks(const fl_cell_args *p, cell_update *update) {
         if (rest) update(p, (cell_at){r, p->end - rest, rest});
     }
 }
+
+/* --- the same backwards --- */
+
+#define cell_backward FL_NAME(cell_backward)
+#define back_blocks FL_NAME(back_blocks)
+#define back_load FL_NAME(back_load)
+#define back_state FL_NAME(back_state)
+#define back_dh FL_NAME(back_dh)
+#define back_store FL_NAME(back_store)
+
+typedef void cell_backward(const fl_cell_backward_args *p, cell_at at);
+
+/* Gate `gate` of the block in the tape's memory, out of `gates`. */
+FL_INLINE vec back_load(const fl_cell_backward_args *p, cell_at at, int gates, int gate) {
+    const real *block = (const real *)p->memory + at.row * p->memory_stride + (at.unit - p->begin) * gates;
+    return at.n == LANES ? vload(block + gate * LANES) : vload_part(block + gate * at.n, at.n);
+}
+
+FL_INLINE real *back_state(const fl_cell_backward_args *p, cell_at at, const void *state) {
+    return (real *)state + at.row * p->state_stride + at.unit;
+}
+
+/* The derivative by the new state: what later steps say, and what the output says. */
+FL_INLINE vec back_dh(const fl_cell_backward_args *p, cell_at at) {
+    const vec dh = vload(back_state(p, at, p->dh));
+    if (!p->dy) return dh;
+    const real *dy = (const real *)p->dy[at.row] + p->dy_offset + at.unit;
+    return vadd(dh, at.n == LANES ? vload(dy) : vload_part(dy, at.n));
+}
+
+FL_INLINE void back_store(const fl_cell_backward_args *p, cell_at at, int gate, vec dz) {
+    real *out = (real *)p->dz + at.row * p->dz_stride + gate * p->hidden + at.unit;
+    if (at.n == LANES) vstore(out, dz);
+    else vstore_part(out, at.n, dz);
+}
+
+FL_INLINE void back_blocks(const fl_cell_backward_args *p, cell_backward *backward) {
+    const int64_t rest = (p->end - p->begin) % LANES;
+    for (int64_t r = 0; r < p->rows; r++) {
+        for (int64_t u = p->begin; u < p->end - rest; u += LANES) backward(p, (cell_at){r, u, LANES});
+        if (rest) backward(p, (cell_at){r, p->end - rest, rest});
+    }
+}

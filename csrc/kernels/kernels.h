@@ -8,6 +8,7 @@
 
 #include "../fastlstm.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Columns of gates, in the order that lets a cell kernel load whole registers: blocks of LANES units, in each block
@@ -15,7 +16,8 @@
  * remain, tightly: [gate][unit]. So G gates of H units are G * H columns, and unit u (a block's first) begins at
  * column G * u. */
 
-/* out[r, n] = start[r, n] + sum over parts, in each over k in order, of a[r][k] * w[k, n] */
+/* out[r, n] = start[r, n] + sum over parts, in each over k in order, of a[r][k] * w[k, n].
+ * In one chain of additions; or, apart, each part but the first from zero, and then added to what came before. */
 typedef struct fl_product_part {
     int64_t depth; /* number of k, at least 1 */
     const void *const *a;
@@ -25,8 +27,9 @@ typedef struct fl_product_part {
 typedef struct fl_product_args {
     int64_t rows;
     int64_t vecs;  /* columns / LANES, rounded up */
-    int64_t parts; /* 1, or 2: input and state at once */
-    fl_product_part part[2];
+    int64_t parts; /* 1 to 4: input and state at once, or a gate each */
+    fl_product_part part[4];
+    bool apart; /* the parts are equally deep */
     const void *start;
     int64_t start_stride; /* 0: one row for all */
     void *out;            /* [rows, out_stride]; may be start itself */
@@ -49,16 +52,75 @@ typedef struct fl_cell_args {
     int64_t zx_stride;
     const void *h; /* state before the step (GRU, gated RNN) */
     void *h_out;   /* state after it; not h itself */
-    void *c;       /* LSTM: updated in place. GRU reset before: z's pre-activation, from phase to phase */
+    const void *c; /* LSTM. GRU reset before: z's pre-activation, from phase to phase */
+    void *c_out;   /* may be c itself */
     int64_t state_stride;
     void *const *y; /* output rows, unit 0; NULL: none */
     int64_t y_offset;
     const void *peephole; /* [3, state_stride]: i, f, o */
     const fl_cell_options *options;
+    void *memory; /* of a tape, for the kernels that keep what is not in z; column 0 belongs to unit `begin` */
+    int64_t memory_stride;
 } fl_cell_args;
+
+/* The same step backwards. A tape's memory holds, in gate columns: LSTM, RNN, gated RNN z as above; GRU reset after
+ * z_r, z_z, projected n, recurrent n; GRU reset before z_r, z_z, z_n: all with input, state and biases. */
+typedef struct fl_cell_backward_args {
+    int64_t rows, hidden, begin, end;
+    const void *memory; /* column 0 belongs to unit `begin` */
+    int64_t memory_stride;
+    const void *h;         /* state before the step (GRU, gated RNN) */
+    const void *c, *c_new; /* before and after it (LSTM) */
+    int64_t state_stride;
+    const void *const *dy; /* output rows, unit 0; NULL: none */
+    int64_t dy_offset;
+    void *dh;        /* by the state after the step; then the part of that before it that goes through no product */
+    void *dc;        /* likewise; then all of it */
+    const void *drh; /* GRU reset before, phase 2: by r h */
+    void *between;   /* rows of what the output or candidate product multiplied: o tanh(c'), r h; NULL: not wanted */
+    void *dz;        /* [rows, dz_stride]: by the pre-activations, [gate][unit], unit 0; see fl_cell.deltas */
+    int64_t dz_stride;
+    const void *peephole;
+    const fl_cell_options *options;
+} fl_cell_backward_args;
+
+enum { FL_SUM_ROWS = 256 };
+
+/* out[m, n] += sum over r of a[r, m] b[r, n] */
+typedef struct fl_outer_args {
+    int64_t depth, m, n;
+    const void *a;
+    int64_t a_stride;
+    const void *const *b;
+    void *out;
+    int64_t out_stride;
+} fl_outer_args;
+
+/* out[n] += sum over r of a[r, n], or of a[r, n] b[r, b_offset + n] */
+typedef struct fl_sum_args {
+    int64_t depth, n;
+    const void *a;
+    int64_t a_stride;
+    const void *const *b; /* NULL: none */
+    int64_t b_offset;
+    void *out;
+} fl_sum_args;
+
+/* out[r] += a[r] */
+typedef struct fl_add_args {
+    int64_t rows, n;
+    const void *const *a;
+    int64_t a_offset;
+    void *const *out;
+    int64_t out_offset;
+} fl_add_args;
 
 typedef void fl_product_fn(const fl_product_args *args);
 typedef void fl_cell_fn(const fl_cell_args *args);
+typedef void fl_cell_backward_fn(const fl_cell_backward_args *args);
+typedef void fl_outer_fn(const fl_outer_args *args);
+typedef void fl_sum_fn(const fl_sum_args *args);
+typedef void fl_add_fn(const fl_add_args *args);
 /* out[i] = f(a[i], b[i]) */
 typedef void fl_map_fn(const void *a, const void *b, void *out, int64_t n);
 /* Some arithmetic or traffic to be timed; returns how many operations or bytes it was. */

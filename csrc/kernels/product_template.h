@@ -1,6 +1,6 @@
 /* out[r, n] = start[r, n] + sum_k a[r, k] w[k, n]: the recurrent and the input product of every cell.
  *
- * One or two parts, summed one after the other: input and state may come together. a: row pointers [rows][depth]; w: packed panels (kernels.h); start, out: [rows, stride], whole vectors.
+ * Parts: input and state at once, or, apart, the gates of a product on the way back. a: row pointers [rows][depth]; w: packed panels (kernels.h); start, out: [rows, stride], whole vectors.
  * One accumulator per output and k in order: the bits depend on neither the tile, the rows nor the vector width.
  * Aliasing: out may be start. Tails: a last panel of fewer vectors has tiles of its own; columns are padded by the
  * packer, rows are split evenly into tiles of at most FL_TILE_ROWS.
@@ -15,6 +15,8 @@
 #define product_switch FL_NAME(product_switch)
 #define product_group FL_NAME(product_group)
 #define product_row FL_NAME(product_row)
+#define product_side_by_side FL_NAME(product_side_by_side)
+#define product_parts FL_NAME(product_parts)
 #define product_rows FL_NAME(product_rows)
 
 #ifndef FL_PRODUCT_ONCE
@@ -41,19 +43,21 @@ FL_INLINE void product_round(const int rows, const int panels, const int tail, i
     }
 }
 
-/* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on; rows, panels and tail are
- * constants after inlining. */
+/* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on, all parts (-1) or the one
+ * that is summed apart; rows, panels and tail are constants after inlining. */
 FL_INLINE void product_tile(const int rows, const int panels, const int tail, const fl_product_args *p, int64_t row,
-                            int64_t first) {
+                            int64_t first, int64_t which) {
     const int vecs = panels * FL_PANEL_VECS + tail;
     const int64_t column = first * FL_PANEL_VECS * LANES;
     const real *start = (const real *)p->start + row * p->start_stride + column;
     real *out = (real *)p->out + row * p->out_stride + column;
     vec acc[FL_TILE_ROWS][FL_MOST_VECS]; /* unused ones cost nothing: all indices are constants */
 
+    const bool add = which > 0; /* a part that is summed apart */
     FL_UNROLL for (int r = 0; r < rows; r++)
-        FL_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vload(start + r * p->start_stride + v * LANES);
-    for (int64_t i = 0; i < p->parts; i++) {
+        FL_UNROLL for (int v = 0; v < vecs; v++)
+            acc[r][v] = add ? vset(0) : vload(start + r * p->start_stride + v * LANES);
+    for (int64_t i = which < 0 ? 0 : which; i < (which < 0 ? p->parts : which + 1); i++) {
         const int64_t depth = p->part[i].depth, panel_size = depth * FL_PANEL_VECS * LANES;
         const real *w = (const real *)p->part[i].w + first * panel_size;
         const real *a[FL_TILE_ROWS];
@@ -67,18 +71,21 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
         for (; unroll > 1 && k < depth; k++) product_round(rows, panels, tail, panel_size, a, w, k, acc);
     }
     FL_UNROLL for (int r = 0; r < rows; r++)
-        FL_UNROLL for (int v = 0; v < vecs; v++) vstore(out + r * p->out_stride + v * LANES, acc[r][v]);
+        FL_UNROLL for (int v = 0; v < vecs; v++) {
+            real *at = out + r * p->out_stride + v * LANES;
+            vstore(at, add ? vadd(vload(at), acc[r][v]) : acc[r][v]);
+        }
 }
 
 /* Only one row takes a tail together with full panels; more rows have accumulators enough in either. */
 #define FL_TILE_CASE(n, t)                                                                                            \
     case (n) * FL_PANEL_VECS + (t):                                                                                   \
         if ((n) <= most_panels(rows) && (rows == 1 || (n) == 0 || (t) == 0) && (n) + (t) > 0)                         \
-            product_tile(rows, n, t, p, row, first);                                                              \
+            product_tile(rows, n, t, p, row, first, which);                                                           \
         break;
 
 FL_INLINE void product_switch(const int rows, int panels, int tail, const fl_product_args *p, int64_t row,
-                              int64_t first) {
+                              int64_t first, int64_t which) {
 #if FL_PANEL_VECS == 4
     switch (panels * 4 + tail) {
         FL_TILE_CASE(0, 1) FL_TILE_CASE(0, 2) FL_TILE_CASE(0, 3)
@@ -100,15 +107,16 @@ FL_INLINE void product_switch(const int rows, int panels, int tail, const fl_pro
 #endif
 }
 
-static void product_group(const fl_product_args *p, int64_t row, int rows, int panels, int tail, int64_t first) {
+static void product_group(const fl_product_args *p, int64_t row, int rows, int panels, int tail, int64_t first,
+                          int64_t which) {
     switch (rows) {
-    case 1: product_switch(1, panels, tail, p, row, first); break;
-    case 2: product_switch(2, panels, tail, p, row, first); break;
-    case 3: product_switch(3, panels, tail, p, row, first); break;
+    case 1: product_switch(1, panels, tail, p, row, first, which); break;
+    case 2: product_switch(2, panels, tail, p, row, first, which); break;
+    case 3: product_switch(3, panels, tail, p, row, first, which); break;
 #if FL_TILE_ROWS > 3
-    case 4: product_switch(4, panels, tail, p, row, first); break;
-    case 5: product_switch(5, panels, tail, p, row, first); break;
-    case 6: product_switch(6, panels, tail, p, row, first); break;
+    case 4: product_switch(4, panels, tail, p, row, first, which); break;
+    case 5: product_switch(5, panels, tail, p, row, first, which); break;
+    case 6: product_switch(6, panels, tail, p, row, first, which); break;
 #endif
     }
 }
@@ -120,10 +128,45 @@ static void product_row(const fl_product_args *p) {
     int groups = (panels + FL_ROW_PANELS - 1) / FL_ROW_PANELS, first = 0;
     for (; groups > 1; groups--) {
         const int n = (panels - first) / groups;
-        product_switch(1, n, 0, p, 0, first);
+        product_switch(1, n, 0, p, 0, first, -1);
         first += n;
     }
-    product_switch(1, panels - first, tail, p, 0, first);
+    product_switch(1, panels - first, tail, p, 0, first, -1);
+}
+
+/* One row, parts apart: their chains run side by side, for one alone would wait for itself. */
+FL_INLINE void product_side_by_side(const int parts, const int vecs, const fl_product_args *p, int64_t panel) {
+    const int64_t column = panel * FL_PANEL_VECS * LANES, depth = p->part[0].depth;
+    const real *start = (const real *)p->start + column, *a[4], *w[4];
+    real *out = (real *)p->out + column;
+    vec acc[4][FL_PANEL_VECS];
+    FL_UNROLL for (int i = 0; i < parts; i++) {
+        a[i] = (const real *)p->part[i].a[0];
+        w[i] = (const real *)p->part[i].w + column * depth;
+        FL_UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = i == 0 ? vload(start + v * LANES) : vset(0);
+    }
+    for (int64_t k = 0; k < depth; k++)
+        FL_UNROLL for (int i = 0; i < parts; i++) {
+            const vec x = vset(a[i][k]);
+            FL_UNROLL for (int v = 0; v < vecs; v++)
+                acc[i][v] = vfma(x, vload(w[i] + (k * vecs + v) * LANES), acc[i][v]);
+        }
+    FL_UNROLL for (int v = 0; v < vecs; v++) {
+        FL_UNROLL for (int i = 1; i < parts; i++) acc[0][v] = vadd(acc[0][v], acc[i][v]);
+        vstore(out + v * LANES, acc[0][v]);
+    }
+}
+
+FL_INLINE void product_parts(const int parts, const fl_product_args *p) {
+    const int64_t panels = p->vecs / FL_PANEL_VECS;
+    for (int64_t panel = 0; panel < panels; panel++) product_side_by_side(parts, FL_PANEL_VECS, p, panel);
+    switch (p->vecs % FL_PANEL_VECS) {
+    case 1: product_side_by_side(parts, 1, p, panels); break;
+#if FL_PANEL_VECS > 2
+    case 2: product_side_by_side(parts, 2, p, panels); break;
+    case 3: product_side_by_side(parts, 3, p, panels); break;
+#endif
+    }
 }
 
 /* Columns outside, rows inside: a panel is read from memory once and then from cache. */
@@ -136,16 +179,24 @@ static void product_rows(const fl_product_args *p) {
     const int most = most_panels(rows + (wider > 0));
     const int64_t groups = (panels + most - 1) / most;
 
+    const int64_t last = p->apart ? p->parts - 1 : -1; /* parts apart pass one by one, their weights in cache for all rows */
     for (int64_t g = 0; g < groups; g++) {
         const int64_t first = panels * g / groups, n = panels * (g + 1) / groups - first;
-        for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++)
-            product_group(p, row, rows + (t < wider), (int)n, 0, first);
+        for (int64_t which = p->apart ? 0 : -1; which <= last; which++)
+            for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++)
+                product_group(p, row, rows + (t < wider), (int)n, 0, first, which);
     }
-    for (int64_t t = 0, row = 0; tail && t < tiles; row += rows + (t < wider), t++)
-        product_group(p, row, rows + (t < wider), 0, tail, panels);
+    for (int64_t which = p->apart ? 0 : -1; tail && which <= last; which++)
+        for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++)
+            product_group(p, row, rows + (t < wider), 0, tail, panels, which);
 }
 
 void FL_NAME(fl_product)(const fl_product_args *p) {
-    if (p->rows == 1) product_row(p);
+    if (p->rows == 1 && p->apart && p->parts > 1) switch (p->parts) {
+        case 2: product_parts(2, p); break;
+        case 3: product_parts(3, p); break;
+        case 4: product_parts(4, p); break;
+        }
+    else if (p->rows == 1) product_row(p);
     else if (p->rows > 1) product_rows(p);
 }

@@ -10,6 +10,12 @@
 #define rnn_general_block FL_NAME(rnn_general_block)
 #define gated_rnn_block FL_NAME(gated_rnn_block)
 #define gated_rnn_general_block FL_NAME(gated_rnn_general_block)
+#define rnn_backward_block FL_NAME(rnn_backward_block)
+#define rnn_plain_backward FL_NAME(rnn_plain_backward)
+#define rnn_any_backward FL_NAME(rnn_any_backward)
+#define gated_rnn_backward_block FL_NAME(gated_rnn_backward_block)
+#define gated_rnn_plain_backward FL_NAME(gated_rnn_plain_backward)
+#define gated_rnn_any_backward FL_NAME(gated_rnn_any_backward)
 
 FL_INLINE void rnn_block(const fl_cell_args *p, cell_at at) {
     cell_write(p, at, vtanh(cell_load(p, at, p->z, p->z_stride, 1, 0)));
@@ -40,3 +46,40 @@ FL_INLINE void gated_rnn_general_block(const fl_cell_args *p, cell_at at) {
 }
 
 void FL_NAME(fl_gated_rnn_general)(const fl_cell_args *p) { cell_blocks(p, gated_rnn_general_block); }
+
+/* --- backwards: each line differentiates the forward equation that it cites; test: tests/test_backward.py --- */
+
+FL_INLINE void rnn_backward_block(const fl_cell_backward_args *p, cell_at at, const bool general) {
+    const vec z = back_load(p, at, 1, 0);
+    vec slope;
+    if (general) vactivate_slope(p->options, true, 0, true, z, &slope);
+    else vactivate_slope(p->options, false, 1, true, z, &slope); /* tanh */
+    back_store(p, at, 0, vmul(slope, back_dh(p, at)));
+}
+
+FL_INLINE void rnn_plain_backward(const fl_cell_backward_args *p, cell_at at) { rnn_backward_block(p, at, false); }
+FL_INLINE void rnn_any_backward(const fl_cell_backward_args *p, cell_at at) { rnn_backward_block(p, at, true); }
+
+void FL_NAME(fl_rnn_backward)(const fl_cell_backward_args *p) { back_blocks(p, rnn_plain_backward); }
+void FL_NAME(fl_rnn_general_backward)(const fl_cell_backward_args *p) { back_blocks(p, rnn_any_backward); }
+
+FL_INLINE void gated_rnn_backward_block(const fl_cell_backward_args *p, cell_at at, const bool general) {
+    const fl_cell_options *s = p->options;
+    const vec h = vload(back_state(p, at, p->h)), dh = back_dh(p, at);
+    vec slope_g, slope_n;
+    const vec g = vactivate_slope(s, general, 0, true, back_load(p, at, 2, 0), &slope_g);
+    const vec n = vactivate_slope(s, general, 1, true, back_load(p, at, 2, 1), &slope_n);
+    back_store(p, at, 0, vmul(slope_g, vmul(dh, vsub(n, h)))); /* h' = (1 - g) h + g n */
+    back_store(p, at, 1, vmul(slope_n, vmul(dh, g)));
+    vstore(back_state(p, at, p->dh), vmul(dh, vsub(vset(1), g)));
+}
+
+FL_INLINE void gated_rnn_plain_backward(const fl_cell_backward_args *p, cell_at at) {
+    gated_rnn_backward_block(p, at, false);
+}
+FL_INLINE void gated_rnn_any_backward(const fl_cell_backward_args *p, cell_at at) {
+    gated_rnn_backward_block(p, at, true);
+}
+
+void FL_NAME(fl_gated_rnn_backward)(const fl_cell_backward_args *p) { back_blocks(p, gated_rnn_plain_backward); }
+void FL_NAME(fl_gated_rnn_general_backward)(const fl_cell_backward_args *p) { back_blocks(p, gated_rnn_any_backward); }

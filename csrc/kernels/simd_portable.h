@@ -9,7 +9,7 @@
 #define FL_PANEL_VECS 2
 #define FL_ROW_PANELS 3
 
-static inline float FMA_f32(float a, float b, float c) {
+FL_INLINE float FMA_f32(float a, float b, float c) {
 #ifdef FL_FMA_IS_EXACT
     return fmaf(a, b, c);
 #else
@@ -17,7 +17,7 @@ static inline float FMA_f32(float a, float b, float c) {
 #endif
 }
 
-static inline double FMA_f64(double a, double b, double c) {
+FL_INLINE double FMA_f64(double a, double b, double c) {
 #ifdef FL_FMA_IS_EXACT
     return fma(a, b, c);
 #else

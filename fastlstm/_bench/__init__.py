@@ -107,7 +107,7 @@ def _measure(args: argparse.Namespace) -> int:
         "settings": {
             **settings._asdict(), "isa": _core.isa(), "peers": [e.name for e in others],
             "not_installed": missing, "how": how, "smoke": args.smoke, "quick": args.quick,
-            "tolerance": measure.TOLERANCE,
+            "tolerance": measure.TOLERANCE, "training_tolerance": measure.TRAINING_TOLERANCE,
         },
     }  # fmt: skip
     for row in rows:

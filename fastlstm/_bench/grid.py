@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -28,9 +29,17 @@ CORE_SHAPES = (  # those of GRU and RNN that --quick and the chart keep
     (32, 32, 1, 1), (32, 32, 100, 1), (256, 256, 100, 1),
     (64, 64, 50, 8), (256, 256, 50, 64), (512, 512, 25, 64),
 )  # fmt: skip
+TRAIN_SHAPES = {  # where a step of training is measured
+    "lstm": (
+        (32, 32, 100, 1), (256, 256, 100, 1), (64, 64, 50, 8), (128, 128, 100, 32), (256, 256, 50, 64),
+        (512, 512, 25, 64), (1024, 1024, 25, 64),
+    ),
+    "gru": CORE_SHAPES,
+    "rnn": CORE_SHAPES,
+}  # fmt: skip
 SMOKE = (
     "lstm 32,32,1,1", "lstm 32,32,100,1", "gru 64,64,50,8", "rnn 32,32,1,1",
-    "audio 8", "ragged 64", "odd 33 one row",
+    "audio 8", "ragged 64", "odd 33 one row", "train lstm 32,32,100,1", "train gru 32,32,1,1",
 )  # fmt: skip
 SCALING = ("lstm 256,256,50,64", "lstm 512,512,100,1")  # with two threads, measured with one as well
 
@@ -47,6 +56,7 @@ class Row:
     steps: int
     batch: int
     ragged: bool = False
+    train: bool = False  # forward and backward, all gradients
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,8 +83,12 @@ class Row:
 
     @property
     def flops(self) -> int:
-        """Of the matrix products alone, a multiply-add counted as two; the cell's functions come on top."""
-        return 2 * GATES[self.cell] * self.units * (self.inputs + self.units) * self.valid_steps
+        """Of the matrix products alone, a multiply-add counted as two; the cell's functions come on top.
+
+        Backward has two for each of forward's: for the gradients of x and h, and for those of the weights.
+        """
+        products = 3 if self.train else 1
+        return 2 * products * GATES[self.cell] * self.units * (self.inputs + self.units) * self.valid_steps
 
     @property
     def weight_bytes(self) -> int:
@@ -87,18 +101,28 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The whole grid: every cell at every shape, then audio, ragged and odd sizes."""
+    """The whole grid: every cell at every shape, then audio, ragged and odd sizes, then training."""
     grid = [Row(cell, f"{cell} {i},{h},{t},{b}", cell, i, h, t, b) for cell in GATES for i, h, t, b in SHAPES]
     grid += [Row("audio", f"audio {h}", "lstm", 1, h, 48000, 1) for h in _AUDIO]
     grid += [Row("ragged", f"ragged {h}", "lstm", h, h, 100, 32, ragged=True) for h in (64, 128, 256)]
     for b, kind in ((1, "one row"), (32, "batch")):
         grid += [Row("odd", f"odd {h} {kind}", "lstm", h, h, 100, b) for h in (33, 40, 48)]
+    for cell, shapes in TRAIN_SHAPES.items():
+        table = f"train {cell}"
+        grid += [
+            Row(table, f"{table} {i},{h},{t},{b}", cell, i, h, t, b, train=True) for i, h, t, b in shapes
+        ]
+    grid.append(Row("train ragged", "train ragged 64", "lstm", 64, 64, 1000, 32, ragged=True, train=True))
     return grid
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What every engine is given, and the answer expected: output [T, B, H], h [1, B, H](, c) in float64."""
+    """What every engine is given, and the answer expected: output [T, B, H], h [1, B, H](, c) in float64.
+
+    Training adds the loss's derivative by the output (that by the final state is 0), and to the answer the
+    gradients of x, of the initial state and of the parameters in the order of `weights`.
+    """
 
     row: Row
     weights: Mapping[str, Array]  # PyTorch's names and gate order
@@ -106,10 +130,11 @@ class Problem:
     state: tuple[Array, ...]  # h(, c) [1, B, H]
     lengths: Array | None
     expected: tuple[Array, ...]
+    d_output: Array | None = None  # [T, B, H], zero in the padding
 
 
 def problem(row: Row, seed: int = 1) -> Problem:
-    """Weights uniform in ±1/sqrt(H) as PyTorch draws them, x normal, a random initial state."""
+    """Weights uniform in ±1/sqrt(H) as PyTorch draws them, x and d_output normal, a random initial state."""
     rng, k = np.random.default_rng(seed), 1 / math.sqrt(row.units)
     width = GATES[row.cell] * row.units
     shapes = {"weight_ih": [width, row.inputs], "weight_hh": [width, row.units], "bias_ih": [width]}
@@ -120,12 +145,32 @@ def problem(row: Row, seed: int = 1) -> Problem:
     layer = getattr(reference, LAYERS[row.cell])(row.inputs, row.units, dtype="float64")
     layer.load_state_dict(weights)
     state = (h, c) if row.cell == "lstm" else (h,)
-    y, last = layer(x, state if len(state) > 1 else h, lengths=row.lengths)
-    return Problem(row, weights, x, state, row.lengths, (y, *(last if isinstance(last, tuple) else (last,))))
+    given, lengths = state if len(state) > 1 else h, row.lengths
+    if not row.train:
+        return Problem(row, weights, x, state, lengths, flat(layer(x, given, lengths=lengths)))
+    d_output = rng.standard_normal((row.steps, row.batch, row.units), dtype=np.float32)
+    if lengths is not None:
+        d_output[np.arange(row.steps)[:, None] >= lengths] = 0
+    tape = layer.record(x, given, lengths=lengths)
+    return Problem(row, weights, x, state, lengths, trained(tape, tape.backward(d_output)), d_output)
+
+
+def flat(result: Any) -> tuple[Any, ...]:
+    """(output, h) or (output, (h, c)) -> (output, h(, c))"""
+    return (result[0], *(result[1] if isinstance(result[1], tuple) else (result[1],)))
+
+
+def trained(tape: Any, grads: Any) -> tuple[Array, ...]:
+    """All that a step of training yields, in the order of `Problem.expected`."""
+    gradients = (*flat((grads.input, grads.state)), *grads.parameters.values())
+    return (*flat((tape.output, tape.state)), *gradients)
 
 
 class Floor(NamedTuple):
-    """Where `when`, `quantity` of every row whose name matches `rows` must compare so with `limit`."""
+    """Where `when`, `quantity` of every row whose name matches `rows` must compare so with `limit`.
+
+    If `together`, the geometric mean over these rows must, in a run that has them all.
+    """
 
     what: str
     rows: str
@@ -133,10 +178,15 @@ class Floor(NamedTuple):
     compare: str
     limit: float
     when: Callable[[int, str], bool]  # threads, isa
+    together: bool = False
 
 
 def _one_core(threads: int, isa: str) -> bool:
     return threads == 1 and isa == "avx512"
+
+
+def _one_or_two_cores(threads: int, isa: str) -> bool:
+    return threads <= 2 and isa == "avx512"
 
 
 _AUDIO = {8: 53, 16: 71, 20: 107, 32: 137, 40: 205, 64: 695}  # H: ns a step on a core of 117 GFLOP/s
@@ -161,15 +211,31 @@ FLOORS = (
     Floor("per multiply over H = 48, H = 33", "odd 33 .*", "against_48", "<=", 1.4, _one_core),
     Floor("two threads over one", "|".join(SCALING), "against_one_thread", ">=", 1.8,
           lambda threads, isa: threads == 2),
+    Floor("training, faster than torch", "train .*", "speedup", ">", 1.0, lambda threads, isa: threads <= 2),
+    Floor("training, faster than torch on padded", "train ragged .*", "over_padded", ">=", 1.5,
+          _one_or_two_cores),
+    Floor("training, faster than torch on packed", "train ragged .*", "speedup", ">=", 20.0,
+          _one_or_two_cores),
+    Floor("training, small shapes together", "train lstm (32,32,100,1|64,64,50,8)", "speedup", ">=", 3.0,
+          _one_or_two_cores, together=True),
+    Floor("training, a short sequence", "train gru 32,32,100,1", "speedup", ">=", 30.0, _one_or_two_cores),
+    Floor("training, % of peak", "train lstm 512,512,25,64", "peak_percent", ">=", 88.0, _one_or_two_cores),
 )  # fmt: skip
 _COMPARE = {">": operator.gt, ">=": operator.ge, "<=": operator.le}
 
 
 def verdicts(result: Mapping[str, Any]) -> Iterable[tuple[bool, str]]:
     """Of every floor and row measured: whether it holds, and a line that says so."""
+    measured = [row for row in result["rows"] if "error" not in row]
     for f in FLOORS:
-        for row in result["rows"] if f.when(result["settings"]["threads"], result["settings"]["isa"]) else ():
-            if f.quantity in row and re.fullmatch(f.rows, row["name"]):
-                held = _COMPARE[f.compare](row[f.quantity], f.limit)
-                value = f"{row[f.quantity]:.2f} (wanted {f.compare} {f.limit:g})"
-                yield held, f"{'held  ' if held else 'MISSED'}  {row['name']:20} {f.what}: {value}"
+        if not f.when(result["settings"]["threads"], result["settings"]["isa"]):
+            continue
+        found = {row["name"]: row[f.quantity] for row in measured
+                 if f.quantity in row and re.fullmatch(f.rows, row["name"])}  # fmt: skip
+        if f.together:
+            complete = len(found) == sum(bool(re.fullmatch(f.rows, row.name)) for row in rows())
+            found = {", ".join(found): statistics.geometric_mean(found.values())} if complete else {}
+        for name, value in found.items():
+            held = _COMPARE[f.compare](value, f.limit)
+            text = f"{name:26} {f.what}: {value:.2f} (wanted {f.compare} {f.limit:g})"
+            yield held, f"{'held  ' if held else 'MISSED'}  {text}"

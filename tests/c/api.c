@@ -509,6 +509,32 @@ static void test_bad_sequence(void) {
     check(fl_set_spin_us(0) == FL_OK && fl_set_spin_us(20) == FL_OK, "spin");
 }
 
+/* A step so long that it takes a second thread, which exists from the stream's creation on. */
+static void test_long_step(void) {
+    enum { LONG_H = 900 };
+    fl_config config;
+    fl_config_init(&config, FL_LSTM, 1, LONG_H);
+    fl_layer *layer = NULL;
+    fl_stream *stream = NULL;
+    check(fl_set_num_threads(2) == FL_OK && fl_create(&config, &layer) == FL_OK, "long step: %s", fl_last_error());
+    const int64_t G = 4 * LONG_H;
+    float *weights = calloc((size_t)(G * (LONG_H + 3)), sizeof *weights), y[LONG_H];
+    for (int64_t i = 0; i < G * (LONG_H + 3); i++) weights[i] = numbers[i % (T * B * I)] / 16;
+    const fl_weights w = {.size = sizeof w,
+                          .weight_ih = {weights, G},
+                          .weight_hh = {weights + G, G * LONG_H},
+                          .bias_ih = {weights + G * (LONG_H + 1), G},
+                          .bias_hh = {weights + G * (LONG_H + 2), G}};
+    check(fl_set_weights(layer, &w, 1) == FL_OK, "long step: %s", fl_last_error());
+    check(fl_stream_create(layer, 1, NULL, NULL, &stream) == FL_OK, "long step: %s", fl_last_error());
+    const long before = allocations_so_far();
+    for (int t = 0; t < 20; t++) check(fl_stream_step(stream, numbers, y) == FL_OK, "long step: %s", fl_last_error());
+    check(allocations_so_far() == before, "a long step allocated");
+    fl_stream_free(stream);
+    fl_free(layer);
+    free(weights);
+}
+
 int main(void) {
     uint64_t state = 5;
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) numbers[i] = (float)(random_unit(&state) / 4);
@@ -519,6 +545,7 @@ int main(void) {
         test_step_is_forward(&kinds[i]);
         test_guard_pages(&kinds[i]);
     }
+    test_long_step();
     test_bad_config();
     test_bad_weights();
     test_bad_sequence();

@@ -1,74 +1,11 @@
-/* Every kernel of the list, by name, on every path that this CPU has, in both dtypes: against a scalar oracle, between
- * guard pages (data flush against the end, then against the beginning), into NaN-filled outputs, every tail; nothing
- * outside is written, inputs stay as they are, and the bits are those of every other path. */
-#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
-#include "check.h"
-#include "internal.h"
+/* Every kernel of the list but those of training (backward.c), by name, on every path that this CPU has, in both
+ * dtypes: against a scalar oracle, between guard pages (data flush against the end, then against the beginning), into
+ * NaN-filled outputs, every tail; nothing outside is written, inputs stay as they are, and the bits are those of every
+ * other path. */
+#include "guard.h"
+#include "cells.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
-enum { MARGIN = 256, CANARY = 0xa5, MOST_ROWS = 32, MOST_H = 40 };
-
-/* --- guarded buffers --- */
-
-typedef struct guarded {
-    char *begin, *end; /* between two pages that nobody may touch */
-    char *data;
-    int64_t bytes;
-} guarded;
-
-static guarded guarded_create(int64_t capacity) {
-    const int64_t page = sysconf(_SC_PAGESIZE), room = (capacity + page - 1) / page * page;
-    char *map = mmap(NULL, (size_t)(room + 2 * page), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED || mprotect(map + page, (size_t)room, PROT_READ | PROT_WRITE) != 0) {
-        perror("mmap");
-        exit(2);
-    }
-    return (guarded){map + page, map + page + room, map + page, 0};
-}
-
-/* Room for `bytes`, flush against one guard page, with a margin of canaries on the other side; filled with NaN. */
-static void *place(guarded *g, int64_t bytes, bool at_end) {
-    if (bytes + MARGIN > g->end - g->begin) {
-        fprintf(stderr, "guarded buffer too small for %lld bytes\n", (long long)bytes);
-        exit(2);
-    }
-    g->bytes = bytes;
-    g->data = at_end ? g->end - bytes : g->begin;
-    memset(at_end ? g->data - MARGIN : g->data + bytes, CANARY, MARGIN);
-    memset(g->data, 0xff, (size_t)bytes); /* NaN in either dtype */
-    return g->data;
-}
-
-static bool untouched(const char *from, int64_t bytes, int byte) {
-    for (int64_t i = 0; i < bytes; i++)
-        if ((unsigned char)from[i] != byte) return false;
-    return true;
-}
-
-static bool margin_untouched(const guarded *g) {
-    return untouched(g->data == g->begin ? g->data + g->bytes : g->data - MARGIN, MARGIN, CANARY);
-}
-
-/* --- the paths --- */
-
-enum { MOST_PATHS = 8 };
-static const char *paths[MOST_PATHS];
-static int path_count;
-static bool exact_fma; /* of all paths: portable without a fused multiply-add keeps bits of its own */
-
-/* Whether the products of this path are rounded once: 2^-12 + 1 squared differs. */
-static bool fuses(const char *isa) {
-    const fl_kernels *k = fl_kernels_named(isa, FL_FLOAT32);
-    float w[64] = {0}, start[64] = {0}, out[64], a = 1 + 0x1p-12f;
-    w[0] = a;
-    start[0] = -1 - 0x1p-11f;
-    const void *rows[] = {&a};
-    fl_product_args p = {.rows = 1, .vecs = 1, .parts = 1, .part = {{1, rows, w}}, .start = start, .out = out};
-    k->product(&p);
-    return out[0] == 0x1p-24f;
-}
+enum { MOST_ROWS = 32 };
 
 /* --- product --- */
 
@@ -198,31 +135,6 @@ static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
 
 /* --- cells --- */
 
-static long double sigma(long double x) { return 1 / (1 + expl(-x)); }
-
-static long double activate(const fl_activation *f, long double x) {
-    const long double alpha = f->alpha, beta = f->beta;
-    if (isnan(x)) return x;
-    switch (f->kind) {
-    case FL_SIGMOID: return sigma(x);
-    case FL_TANH: return tanhl(x);
-    case FL_RELU: return x < 0 ? 0 : x;
-    case FL_AFFINE: return alpha * x + beta;
-    case FL_LEAKY_RELU: return x < 0 ? alpha * x : x;
-    case FL_THRESHOLDED_RELU: return x < alpha ? 0 : x;
-    case FL_SCALED_TANH: return alpha * tanhl(beta * x);
-    case FL_HARD_SIGMOID: return fminl(1, fmaxl(0, alpha * x + beta));
-    case FL_ELU: return x < 0 ? alpha * expm1l(x) : x;
-    case FL_SOFTSIGN: return isinf(x) ? copysignl(1, x) : x / (1 + fabsl(x));
-    case FL_SOFTPLUS: return x > 0 ? x + log1pl(expl(-x)) : log1pl(expl(x));
-    }
-    abort();
-}
-
-static long double limit(const fl_cell_options *s, long double x) {
-    return s->clip > 0 && !isnan(x) ? fminl(s->clip, fmaxl(-s->clip, x)) : x;
-}
-
 /* One unit: gates of z and zx, h and c before the step, to h_out and c. */
 typedef struct unit {
     long double z[4], zx[3], h, c, peephole[3];
@@ -297,52 +209,12 @@ static const cell_test cell_tests[] = {
     {"gated_rnn_general", gated_rnn_oracle, 2, 0, false, false, true, 2, {FL_SIGMOID, FL_TANH}},
 };
 
-enum { CELL_ROWS = 3, CELL_TESTS = sizeof cell_tests / sizeof cell_tests[0], MOST_VARIANTS = 64 };
-
-/* Own activations first; then each of the eleven in each role, with the flags in turn. */
-static int variants(const cell_test *t, fl_cell_options *list) {
-    static const double alpha[11] = {0, 0, 0, 0.7, 0.1, 0.25, 1.3, 0.3, 0.8, 0, 0};
-    static const double beta[11] = {0, 0, 0, 0.2, 0, 0, 0.6, 0.4, 0, 0, 0};
-    fl_cell_options own = {.forget_gate = 1};
-    for (int role = 0; role < t->roles; role++) own.act[role].kind = t->own[role];
-    list[0] = own;
-    if (!t->general) return 1;
-    int n = 1;
-    const bool lstm = t->gates == 4;
-    for (int flags = 1; flags < 12; flags++) {
-        fl_cell_options s = own;
-        s.clip = flags & 1 ? 0.75 : 0;
-        s.peepholes = lstm && (flags & 2);
-        s.forget_gate = !(lstm && flags / 4 == 1);
-        s.coupled_gates = lstm && flags / 4 == 2;
-        if (lstm || flags == 1) list[n++] = s;
-    }
-    for (int role = 0; role < t->roles; role++)
-        for (int kind = 0; kind < 11; kind++) {
-            fl_cell_options s = list[n % 4 == 3 ? 1 : n % 4]; /* with and without clip and peepholes */
-            s.act[role] = (fl_activation){kind, alpha[kind], beta[kind]};
-            list[n++] = s;
-        }
-    return n;
-}
+enum { CELL_TESTS = sizeof cell_tests / sizeof cell_tests[0] };
 
 static guarded z_guard, zx_guard, h_guard, h_out_guard, c_guard, peephole_guard, y_guard[CELL_ROWS];
 
 /* What every path makes of the same numbers: [rows][units]. */
 static char first_h[CELL_ROWS * MOST_H * 8], first_c[CELL_ROWS * MOST_H * 8];
-
-/* inf and 1e30 have one answer where everything saturates. */
-static bool saturates(const fl_cell_options *s) {
-    for (int role = 0; role < 3; role++) switch (s->act[role].kind) {
-        case FL_SIGMOID:
-        case FL_TANH:
-        case FL_SCALED_TANH:
-        case FL_HARD_SIGMOID:
-        case FL_SOFTSIGN: break;
-        default: return false;
-        }
-    return true;
-}
 
 static double cell_number(uint64_t tag, int64_t row, int64_t u, int variant, bool wild) {
     uint64_t state = tag * 7919 + (uint64_t)row * 104729 + (uint64_t)u * 31 + (uint64_t)variant * 65537;
@@ -419,6 +291,7 @@ static void cell_case(const cell_test *t, const fl_kernels *k, fl_cell_fn *fn, c
         .h = h,
         .h_out = h_out,
         .c = c,
+        .c_out = c,
         .state_stride = stride,
         .y = with_y ? y : NULL,
         .y_offset = y_offset,
@@ -488,7 +361,7 @@ static void cell_case(const cell_test *t, const fl_kernels *k, fl_cell_fn *fn, c
 /* All paths at once, the first as the measure of the others. */
 static void test_cell(const cell_test *t, fl_dtype dtype, size_t offset) {
     fl_cell_options list[MOST_VARIANTS];
-    const int count = variants(t, list);
+    const int count = cell_variants(t->own, t->roles, t->general, t->gates == 4, list);
     for (int variant = 0; variant < count; variant++)
         for (int64_t hidden = 1; hidden <= MOST_H; hidden++)
             for (int path = 0; path < path_count; path++) {
@@ -581,12 +454,6 @@ static void test_roof(const fl_kernels *k, const fl_kernel_info *info) {
 
 /* --- the list --- */
 
-static void *pointer_of(const fl_kernels *k, const fl_kernel_info *info) {
-    void *pointer;
-    memcpy(&pointer, (const char *)k + info->offset, sizeof pointer);
-    return pointer;
-}
-
 static void test_tables(void) {
     for (int dtype = 0; dtype < 2; dtype++)
         for (int path = 0; path < path_count; path++) {
@@ -634,23 +501,8 @@ int main(void) {
     guarded *large[] = {&start_guard, &out_guard,      &z_guard,    &zx_guard,   &h_guard,   &h_out_guard,
                         &c_guard,     &peephole_guard, &y_guard[0], &y_guard[1], &y_guard[2]};
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) *large[i] = guarded_create(1 << 18);
-    exact_fma = true;
-    for (const char *name; path_count < MOST_PATHS && (name = fl_isa_at(path_count)) != NULL;) {
-        paths[path_count++] = name;
-        exact_fma = exact_fma && fuses(name);
-    }
+    find_paths();
     test_tables();
-    const fl_kernel_info *info;
-    for (int64_t i = 0; (info = fl_kernel_at(i)) != NULL; i++)
-        for (int dtype = 0; dtype < 2; dtype++) {
-            const long before = check_passed + check_failed;
-            const bool known = test_one(info, (fl_dtype)dtype);
-            check(known, "%s: a kernel without a test", info->op);
-            printf("%-18s %s %8ld checks on", info->op, dtype == 0 ? "f32" : "f64",
-                   check_passed + check_failed - before);
-            for (int path = 0; path < path_count; path++) printf(" %s", paths[path]);
-            printf("\n");
-        }
-    if (!exact_fma) printf("portable has no fused multiply-add here: its bits were not compared\n");
+    test_list(false, test_one);
     return check_report();
 }

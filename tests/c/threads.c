@@ -236,6 +236,147 @@ static void test_streams(void) {
     }
 }
 
+/* --- training --- */
+
+enum { WEIGHTS = 4 * H * (I + H + 2), BACK = WEIGHTS + T * B * I + 2 * B * H };
+
+/* All gradients in one array; wanted of each set of weights, by one thread alone. */
+static float wanted_gradients[2][BACK];
+static atomic_long stale;
+
+static fl_status record(float *y, int64_t checkpoint, fl_tape **tape) {
+    const fl_sequence q = {.size = sizeof q,
+                           .T = T,
+                           .B = B,
+                           .x = x,
+                           .x_stride_t = B * I,
+                           .x_stride_b = I,
+                           .y = y,
+                           .y_stride_t = B * H,
+                           .y_stride_b = H,
+                           .lengths = lengths};
+    return fl_record(layer, 0, &q, checkpoint, tape);
+}
+
+static fl_status backward(fl_tape *tape, float *to) {
+    float *dx = to + WEIGHTS;
+    const fl_gradients g = {.size = sizeof g,
+                            .dy = wanted[0], /* any numbers */
+                            .dy_stride_t = B * H,
+                            .dy_stride_b = H,
+                            .dx = dx,
+                            .dx_stride_t = B * I,
+                            .dx_stride_b = I,
+                            .dh0 = dx + T * B * I,
+                            .dc0 = dx + T * B * I + B * H,
+                            .weights = {{.weight_ih = {to, 4 * H * I},
+                                         .weight_hh = {to + 4 * H * I, 4 * H * H},
+                                         .bias_ih = {to + 4 * H * (I + H), 4 * H},
+                                         .bias_hh = {to + 4 * H * (I + H + 1), 4 * H}}}};
+    return fl_backward(tape, &g);
+}
+
+static bool are_gradients(const float *g, int set) {
+    return memcmp(g, wanted_gradients[set], sizeof wanted_gradients[set]) == 0;
+}
+
+typedef struct trainer {
+    long rounds;
+    bool swapping;
+    fl_tape *shared; /* of set 0; NULL: each records its own */
+} trainer;
+
+/* A tape is of the weights that its output is of, and so are its gradients, unless the weights have been set since. */
+static void *train_often(void *argument) {
+    const trainer *t = argument;
+    float *y = malloc(sizeof(float) * OUT), *g = malloc(sizeof(float) * BACK);
+    for (long i = 0; y && g && i < t->rounds; i++) {
+        fl_tape *tape = t->shared;
+        int set = 0;
+        bool mine = false;
+        if (!tape) {
+            if (record(y, i % 3, &tape) != FL_OK) exit(2);
+            set = is_wanted(y, 1);
+            if (!is_wanted(y, set)) atomic_fetch_add(&wrong, 1);
+            if (t->swapping && i % 4 == 3) { /* this one is stale for sure */
+                set_weights((int)(i / 4 % 2));
+                mine = true;
+                atomic_fetch_add(&swaps, 1);
+            }
+        }
+        memset(g, 0xff, sizeof(float) * BACK);
+        const fl_status status = backward(tape, g);
+        const bool may_be_stale = t->swapping && status == FL_STALE;
+        if (may_be_stale) atomic_fetch_add(&stale, 1);
+        else if (status != FL_OK || mine || !are_gradients(g, set)) atomic_fetch_add(&wrong, 1);
+        if (!t->shared) fl_tape_free(tape);
+        atomic_fetch_add(&calls, 1);
+    }
+    free(y);
+    free(g);
+    return NULL;
+}
+
+static void train_in_threads(trainer *t, int64_t threads, fl_split split) {
+    pthread_t callers[CALLERS];
+    atomic_store(&wrong, 0);
+    atomic_store(&calls, 0);
+    fl_set_num_threads(threads);
+    fl_force_split(split);
+    for (int i = 0; i < CALLERS; i++)
+        if (pthread_create(&callers[i], NULL, train_often, t) != 0) exit(2);
+    for (int i = 0; i < CALLERS; i++) pthread_join(callers[i], NULL);
+    check(atomic_load(&calls) == CALLERS * t->rounds && atomic_load(&wrong) == 0,
+          "training, %d threads, split %d, %s, %s: %ld of %ld wrong", (int)threads, split,
+          t->shared ? "one tape" : "tapes of their own", t->swapping ? "weights changing" : "weights fixed",
+          atomic_load(&wrong), atomic_load(&calls));
+}
+
+static void test_training(long rounds) {
+    float *y = malloc(sizeof(float) * OUT);
+    if (!y) exit(2);
+    fl_set_num_threads(1);
+    fl_force_split(FL_SPLIT_NONE);
+    for (int set = 0; set < 2; set++) {
+        fl_tape *tape;
+        set_weights(set);
+        if (record(y, 0, &tape) != FL_OK || backward(tape, wanted_gradients[set]) != FL_OK) exit(2);
+        check(is_wanted(y, set), "record: other bits than forward");
+        fl_tape_free(tape);
+    }
+    check(!are_gradients(wanted_gradients[0], 1), "the two sets of weights give the same gradients");
+    for (int64_t threads = 1; threads <= 3; threads++)
+        for (int split = FL_SPLIT_NONE; split <= FL_SPLIT_UNITS; split++) {
+            trainer t = {.rounds = rounds};
+            set_weights(0); /* nobody has transposed these yet: all begin with it at once */
+            train_in_threads(&t, threads, (fl_split)split);
+            t.swapping = true;
+            train_in_threads(&t, threads, (fl_split)split);
+            for (int checkpoint = 0; checkpoint < 3; checkpoint += 2) {
+                t = (trainer){.rounds = rounds};
+                set_weights(0);
+                if (record(y, checkpoint, &t.shared) != FL_OK) exit(2);
+                train_in_threads(&t, threads, (fl_split)split);
+                fl_tape_free(t.shared);
+            }
+        }
+    /* One tape, while another thread changes the weights once. */
+    for (int i = 0; i < 10; i++) {
+        trainer t = {.rounds = rounds / 4 + 1, .swapping = true};
+        pthread_t caller;
+        set_weights(0);
+        if (record(y, i % 3, &t.shared) != FL_OK) exit(2);
+        atomic_store(&wrong, 0);
+        if (pthread_create(&caller, NULL, train_often, &t) != 0) exit(2);
+        set_weights(1);
+        pthread_join(caller, NULL);
+        check(atomic_load(&wrong) == 0, "one tape, weights changing: %ld wrong", atomic_load(&wrong));
+        check(backward(t.shared, wanted_gradients[1]) == FL_STALE, "a tape of other weights is not stale");
+        fl_tape_free(t.shared);
+    }
+    free(y);
+}
+
 /* --- fork --- */
 
 #if !defined(__SANITIZE_THREAD__) /* which does not follow threads started in a child */
@@ -293,10 +434,12 @@ int main(int argc, char **argv) {
             for (int swapping = 0; swapping < 2; swapping++) test_calls(rounds, threads, (fl_split)split, swapping);
     check(atomic_load(&swaps) > 10, "weights were changed %ld times only", atomic_load(&swaps));
     test_streams();
+    test_training(rounds / 6 + 1);
 #if !defined(__SANITIZE_THREAD__)
     test_fork();
 #endif
     fl_free(layer);
-    printf("%ld weights set during calls, %ld steps refused as busy\n", atomic_load(&swaps), atomic_load(&busy));
+    printf("%ld weights set during calls, %ld steps refused as busy, %ld tapes as stale\n", atomic_load(&swaps),
+           atomic_load(&busy), atomic_load(&stale));
     return check_report();
 }

@@ -1,10 +1,12 @@
-/* The bits of a fixed set of runs, one line each, on the path that is chosen (FASTLSTM_ISA): two machines agree if
- * the outputs are equal byte for byte. The first line names the path; skip it when comparing.
+/* The bits of a fixed set of runs, forward and backward, one line each, on the path that is chosen (FASTLSTM_ISA):
+ * two machines agree if the outputs are equal byte for byte. The first line names the path; skip it when comparing.
  * Weights and inputs are made of integers, so that no library stands between two machines; NaN is one NaN. */
 #include "check.h"
 #include "fastlstm.h"
 
-enum { T = 7, B = 5 };
+enum { LENGTHS = 5 };
+
+static int64_t T = 7, B = LENGTHS;
 
 typedef struct option {
     const char *name;
@@ -102,6 +104,68 @@ static double weight_scale(int64_t hidden) {
 
 typedef enum special { PLAIN, NOT_FINITE, TINY, SPECIALS } special;
 
+/* The stack recorded layer by layer, with and without checkpoints, and all of its gradients. */
+static void print_gradients(const fl_layer *layer, const fl_config *c, int64_t rows, fl_sequence q) {
+    const int64_t D = c->bidirectional ? 2 : 1, H = c->hidden_size, P = c->proj_size ? c->proj_size : H;
+    const int64_t width = D * P;
+    for (int64_t i = 0; i < c->num_layers; i++) {
+        const int64_t inputs = i ? width : c->input_size;
+        const int64_t counts[] = {rows * inputs, rows * P, rows, rows, c->proj_size * H, 3 * H};
+        const bool there[] = {true, true, c->bias, c->bias, c->proj_size != 0, c->peepholes};
+        void *y = array_of(T * B * width, 20, 1), *dy = array_of(T * B * width, 21, 1);
+        void *dh_n = array_of(D * B * P, 22, 1), *dc_n = array_of(D * B * H, 23, 1);
+        void *dx = array_of(T * B * inputs, 24, 1), *dh0 = array_of(D * B * P, 25, 1);
+        void *dc0 = array_of(D * B * H, 26, 1), *weights[2][6];
+        fl_gradients g = {
+            .size = sizeof g,
+            .dy = dy,
+            .dy_stride_t = B * width,
+            .dy_stride_b = width,
+            .dh_n = dh_n,
+            .dc_n = c->cell == FL_LSTM ? dc_n : NULL,
+            .dx = dx,
+            .dx_stride_t = B * inputs,
+            .dx_stride_b = inputs,
+            .dh0 = dh0,
+            .dc0 = c->cell == FL_LSTM ? dc0 : NULL,
+        };
+        for (int64_t d = 0; d < D; d++) {
+            fl_gradient *const fields[] = {&g.weights[d].weight_ih, &g.weights[d].weight_hh,
+                                           &g.weights[d].bias_ih,   &g.weights[d].bias_hh,
+                                           &g.weights[d].weight_hr, &g.weights[d].weight_peephole};
+            for (int j = 0; j < 6; j++) {
+                weights[d][j] = array_of(there[j] ? counts[j] : 0, 27, 1);
+                if (there[j]) *fields[j] = (fl_gradient){weights[d][j], counts[j]};
+            }
+        }
+        fl_tape *tape;
+        q.y = y;
+        q.y_stride_t = B * width;
+        q.y_stride_b = width;
+        q.h_n = q.c_n = NULL;
+        ok(fl_record(layer, i, &q, i % 2 ? 3 : 0, &tape));
+        ok(fl_backward(tape, &g));
+        fl_tape_free(tape);
+        print_bits("dx", dx, T * B * inputs);
+        print_bits("dh0", dh0, D * B * P);
+        if (c->cell == FL_LSTM) print_bits("dc0", dc0, D * B * H);
+        for (int64_t d = 0; d < D; d++)
+            for (int j = 0; j < 6; j++) {
+                if (there[j]) print_bits("dw", weights[d][j], counts[j]);
+                free(weights[d][j]);
+            }
+        if (i > 0) free((void *)q.x);
+        q.x = y;
+        q.x_stride_t = B * width;
+        q.x_stride_b = width;
+        q.h0 = (const char *)q.h0 + D * B * P * element;
+        if (q.c0) q.c0 = (const char *)q.c0 + D * B * H * element;
+        void *arrays[] = {dy, dh_n, dc_n, dx, dh0, dc0};
+        for (int a = 0; a < 6; a++) free(arrays[a]);
+    }
+    free((void *)q.x);
+}
+
 static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden, special kind) {
     fl_config config;
     fl_config_init(&config, (fl_cell_kind)o->cell, inputs, hidden);
@@ -159,7 +223,7 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
             put(x, element, 2 * B * inputs + i, (element == 4 ? 0x1p-130 : 0x1p-1030) * (double)(1 + i % 7));
             put(x, element, 3 * B * inputs + i, (element == 4 ? -0x1.8p-126 : -0x1.8p-1022) * (double)(1 + i % 3));
         }
-    static const int64_t lengths[B] = {3, 7, 0, 1, 6};
+    static const int64_t lengths[LENGTHS] = {3, 7, 0, 1, 6};
     fl_sequence q = {
         .size = sizeof q,
         .T = T,
@@ -183,6 +247,7 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     print_bits("h", h_n, count * B * P);
     if (o->cell == FL_LSTM) print_bits("c", c_n, count * B * hidden);
 
+    print_gradients(layer, &config, rows, q);
     if (D == 1 && !o->reverse) { /* the same steps from a stream, the first sequence alone */
         fl_stream *stream;
         ok(fl_stream_create(layer, 1, NULL, NULL, &stream));
@@ -202,6 +267,23 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     fl_free(layer);
 }
 
+static void run_linear(fl_dtype dtype, int64_t inputs, int64_t outputs) {
+    void *weight = array_of(inputs * outputs, 1, weight_scale(inputs)), *bias = array_of(outputs, 2, 0.5);
+    void *x = array_of(B * inputs, 3, 2), *y = array_of(B * outputs, 4, 1);
+    fl_linear *linear;
+    const fl_array w = {weight, inputs * outputs}, b = {bias, outputs};
+    ok(fl_linear_create(dtype, inputs, outputs, w, b, &linear));
+    printf("linear f%d I=%d O=%d:", element == 4 ? 32 : 64, (int)inputs, (int)outputs);
+    ok(fl_linear_forward(linear, B, x, inputs, y));
+    print_bits("y", y, B * outputs);
+    ok(fl_linear_backward_input(linear, B, y, outputs, x));
+    print_bits("dx", x, B * inputs);
+    printf("\n");
+    fl_linear_free(linear);
+    void *arrays[] = {weight, bias, x, y};
+    for (int a = 0; a < 4; a++) free(arrays[a]);
+}
+
 int main(void) {
     const char *isa = fl_isa();
     if (!isa) ok(FL_UNSUPPORTED);
@@ -209,6 +291,7 @@ int main(void) {
     static const int64_t hidden[] = {1, 7, 33, 64}, inputs[] = {3, 5, 1, 64};
     for (int dtype = 0; dtype < 2; dtype++) {
         element = dtype == FL_FLOAT32 ? 4 : 8;
+        for (int size = 0; size < 4; size++) run_linear((fl_dtype)dtype, inputs[size], 3 * hidden[size]);
         for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
             for (int size = 0; size < 4; size++)
                 for (int kind = 0; kind < SPECIALS; kind++) {
@@ -216,6 +299,14 @@ int main(void) {
                     if (kind != PLAIN && (size != 1 || options[i].activations[0] >= 0)) continue;
                     run(&options[i], (fl_dtype)dtype, inputs[size], hidden[size], (special)kind);
                 }
+    }
+    /* Sums over more rows than a chunk has. */
+    B = 530;
+    T = 2;
+    for (int dtype = 0; dtype < 2; dtype++) {
+        element = dtype == FL_FLOAT32 ? 4 : 8;
+        for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+            if (!options[i].ragged) run(&options[i], (fl_dtype)dtype, 5, 7, PLAIN);
     }
     return 0;
 }
