@@ -230,13 +230,14 @@ static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t beg
 
 /* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
  * function should not be many. */
-static void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch) {
+static void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch, const fl_calls *next) {
     const fl_layer *l = s->layer;
     const int64_t state = calls->state_bytes;
     const char *projected = s->tile + calls->projected_bytes;
     fl_product_args *p = &calls->product;
     fl_cell_args *u = &calls->cell;
     p->out = scratch;
+    p->next = next->product.part[0].w;
     u->z = scratch;
     if (s->memory) {
         u->memory = s->z + calls->memory_bytes;
@@ -299,10 +300,10 @@ static void run_phase(const fl_scan *s, int phase, int64_t slice, int64_t slices
     const int64_t first = slices == 1 ? 0 : t->across * slice / slices * t->down;
     const int64_t last = (slices == 1 ? t->across : t->across * (slice + 1) / slices) * t->down;
     /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
-    if (s->parity)
-        for (int64_t j = last; j-- > first;) run_tile(s, phase, &t->calls[j], scratch);
-    else
-        for (int64_t j = first; j < last; j++) run_tile(s, phase, &t->calls[j], scratch);
+    const int64_t step = s->parity ? -1 : 1;
+    fl_calls *calls = &t->calls[s->parity ? last - 1 : first];
+    for (int64_t left = last - first; left > 0; left--, calls += step)
+        run_tile(s, phase, calls, scratch, left > 1 ? calls + step : calls);
 }
 
 static void first_phase(void *context, int64_t slice, int64_t slices, int64_t worker) {

@@ -140,8 +140,8 @@ BUGS = {
     ),
     "last product of the sum left out": (
         "kernels/product_template.h",
-        "for (; unroll > 1 && k < depth; k++)",
-        "for (; unroll > 1 && k < depth - 1; k++)",
+        "k < end; k++, at++)",
+        "k < end - 1; k++, at++)",
     ),
     "projection of another step": (
         "scan.c",

@@ -17,7 +17,9 @@
  * column G * u. */
 
 /* out[r, n] = start[r, n] + sum over parts, in each over k in order, of a[r][k] * w[k, n].
- * In one chain of additions; or, apart, each part but the first from zero, and then added to what came before. */
+ * In one chain of additions; or, apart: by FL_PART_DEPTH of k, of each part in turn, and there each part but the first
+ * from zero, and then added to what came before. */
+enum { FL_PART_DEPTH = 128 };
 typedef struct fl_product_part {
     int64_t depth; /* number of k, at least 1 */
     const void *const *a;
@@ -34,6 +36,7 @@ typedef struct fl_product_args {
     int64_t start_stride; /* 0: one row for all */
     void *out;            /* [rows, out_stride]; may be start itself */
     int64_t out_stride;
+    const void *next; /* weights that the next call reads first, to be fetched meanwhile; NULL: unknown */
 } fl_product_args;
 
 typedef struct fl_cell_options {

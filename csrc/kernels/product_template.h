@@ -1,13 +1,18 @@
 /* out[r, n] = start[r, n] + sum_k a[r, k] w[k, n]: the recurrent and the input product of every cell.
  *
- * Parts: input and state at once, or, apart, the gates of a product on the way back. a: row pointers [rows][depth]; w: packed panels (kernels.h); start, out: [rows, stride], whole vectors.
- * One accumulator per output and k in order: the bits depend on neither the tile, the rows nor the vector width.
+ * Parts: input and state in one chain, or the gates of a product on the way back, apart (kernels.h). a: row pointers
+ * [rows][depth]; w: packed panels (kernels.h); start, out: [rows, stride], whole vectors.
+ * One accumulator per output and k in order: the bits depend on neither the tile, the rows nor the vector width. Many
+ * rows take the depth by stretches, whose weights stay in L1 for all of them; between stretches an accumulator waits in
+ * out, which changes no bit. The next stretch is fetched into L2 meanwhile.
  * Aliasing: out may be start. Tails: a last panel of fewer vectors has tiles of its own; columns are padded by the
  * packer, rows are split evenly into tiles of at most FL_TILE_ROWS.
  * Test: tests/c/kernels.c (guard pages, every tail), tests/test_same_bits.py.
  * Bound: that of recursive summation, depth * eps * sum |a w|; no test needs a constant of its own.
  * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3; x from a register by permutation instead of a
- * broadcast load, 2 % slower.
+ * broadcast load, 2 % slower; weight pointers that move, 3 %. Rows, on a core with two 512-bit multiply-adds a cycle:
+ * the whole depth at once, weights from L2 and beyond, 4 % slower at H = 256, 8 at 512, 40 at 1024; stretches of 24 or
+ * 40 KB instead of 32, 1 %.
  */
 
 #define product_round FL_NAME(product_round)
@@ -18,24 +23,29 @@
 #define product_side_by_side FL_NAME(product_side_by_side)
 #define product_parts FL_NAME(product_parts)
 #define product_rows FL_NAME(product_rows)
+#define product_weights FL_NAME(product_weights)
+#define product_panels FL_NAME(product_panels)
 
 #ifndef FL_PRODUCT_ONCE
 #define FL_PRODUCT_ONCE
 #define FL_ACCUMULATORS (FL_TILE_ROWS * FL_PANEL_VECS)
+#define FL_STRETCH_BYTES (32 << 10)
+#define FL_LINE 64 /* bytes of a cache line */
 #define FL_MOST_VECS (7 * FL_PANEL_VECS) /* of any case below, those never taken included */
 
 /* Full panels that `rows` rows may sweep at once without spilling accumulators. */
 FL_INLINE int most_panels(int rows) { return rows == 1 ? FL_ROW_PANELS : FL_ACCUMULATORS / (rows * FL_PANEL_VECS); }
 #endif
 
-/* acc[r, v] += a[r][k] w[k, v]; rows, panels and tail are constants after inlining. */
+/* acc[r, v] += a[r][k] w[v], the weights of round k: w in the full panels, w_tail in the last. Rows, panels and tail are
+ * constants after inlining. */
 FL_INLINE void product_round(const int rows, const int panels, const int tail, int64_t panel_size, const real *const *a,
-                             const real *w, int64_t k, vec (*acc)[FL_MOST_VECS]) {
+                             int64_t k, const real *w, const real *w_tail, vec (*acc)[FL_MOST_VECS]) {
     const int vecs = panels * FL_PANEL_VECS + tail;
     vec weight[FL_MOST_VECS];
     FL_UNROLL for (int v = 0; v < vecs; v++) {
-        const int panel = v / FL_PANEL_VECS, width = panel < panels ? FL_PANEL_VECS : tail;
-        weight[v] = vload(w + panel * panel_size + (k * width + v % FL_PANEL_VECS) * LANES);
+        const int panel = v / FL_PANEL_VECS, lane = v % FL_PANEL_VECS * LANES;
+        weight[v] = vload(panel < panels ? w + panel * panel_size + lane : w_tail + lane);
     }
     FL_UNROLL for (int r = 0; r < rows; r++) {
         const vec x = vset(a[r][k]);
@@ -43,32 +53,57 @@ FL_INLINE void product_round(const int rows, const int panels, const int tail, i
     }
 }
 
-/* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on, all parts (-1) or the one
- * that is summed apart; rows, panels and tail are constants after inlining. */
+/* Some of the depth, all parts counted through: the rows of a tile pass over the same weights while they are in L1. */
+#define product_stretch FL_NAME(product_stretch)
+typedef struct product_stretch {
+    int64_t begin, end;
+    uintptr_t ahead; /* weights that come next: every other round asks for a line of them, so that L2 has them by then */
+    uintptr_t ahead_step;
+} product_stretch;
+
+/* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on; rows, panels and tail are
+ * constants after inlining. One row takes the whole depth. */
 FL_INLINE void product_tile(const int rows, const int panels, const int tail, const fl_product_args *p, int64_t row,
-                            int64_t first, int64_t which) {
+                            int64_t first, const product_stretch *s) {
     const int vecs = panels * FL_PANEL_VECS + tail;
     const int64_t column = first * FL_PANEL_VECS * LANES;
-    const real *start = (const real *)p->start + row * p->start_stride + column;
     real *out = (real *)p->out + row * p->out_stride + column;
+    const bool begins = rows == 1 || s->begin == 0, add = rows > 1 && p->apart && s->begin >= p->part[0].depth;
+    const real *start = begins ? (const real *)p->start + row * p->start_stride + column : out;
+    const int64_t start_stride = begins ? p->start_stride : p->out_stride;
+    uintptr_t ahead = rows == 1 ? 0 : s->ahead;
+    const uintptr_t ahead_step = rows == 1 ? 0 : s->ahead_step;
     vec acc[FL_TILE_ROWS][FL_MOST_VECS]; /* unused ones cost nothing: all indices are constants */
 
-    const bool add = which > 0; /* a part that is summed apart */
     FL_UNROLL for (int r = 0; r < rows; r++)
         FL_UNROLL for (int v = 0; v < vecs; v++)
-            acc[r][v] = add ? vset(0) : vload(start + r * p->start_stride + v * LANES);
-    for (int64_t i = which < 0 ? 0 : which; i < (which < 0 ? p->parts : which + 1); i++) {
-        const int64_t depth = p->part[i].depth, panel_size = depth * FL_PANEL_VECS * LANES;
+            acc[r][v] = add ? vset(0) : vload(start + r * start_stride + v * LANES);
+    for (int64_t i = 0, before = 0; i < p->parts; before += p->part[i++].depth) {
+        const int64_t all = p->part[i].depth, panel_size = all * FL_PANEL_VECS * LANES;
+        const int64_t end = rows == 1 || s->end - before > all ? all : s->end - before;
+        int64_t k = rows == 1 || s->begin < before ? 0 : s->begin - before;
+        if (rows > 1 && k >= end) continue;
+        const int step = FL_PANEL_VECS * LANES, tail_step = tail * LANES;
         const real *w = (const real *)p->part[i].w + first * panel_size;
+        const real *w_tail = (const real *)p->part[i].w + (first + panels) * panel_size;
         const real *a[FL_TILE_ROWS];
         FL_UNROLL for (int r = 0; r < rows; r++) a[r] = (const real *)p->part[i].a[row + r];
-        /* One row: few instructions a round, so the loop's own count, and its exit is mispredicted. */
-        const int unroll = rows == 1 ? 4 : 1;
-        int64_t k = 0;
-        for (; k + unroll <= depth; k += unroll)
-            FL_UNROLL for (int j = 0; j < unroll; j++)
-                product_round(rows, panels, tail, panel_size, a, w, k + j, acc);
-        for (; unroll > 1 && k < depth; k++) product_round(rows, panels, tail, panel_size, a, w, k, acc);
+        /* The loop's own instructions take turns with the multiply-adds. Pointers that move would cost one row 3 %. */
+        const int unroll = rows == 1 ? 4 : 2, fixed = rows == 1;
+        if (!fixed) w += k * step, w_tail += k * tail_step;
+        for (; k + unroll <= end; k += unroll) {
+            FL_UNROLL for (int j = 0; j < unroll; j++) {
+                const int64_t at = fixed ? k + j : j;
+                product_round(rows, panels, tail, panel_size, a, k + j, w + at * step, w_tail + at * tail_step, acc);
+            }
+            if (fixed) continue;
+            w += unroll * step;
+            w_tail += unroll * tail_step;
+            __builtin_prefetch((const void *)ahead, 0, 2);
+            ahead += ahead_step;
+        }
+        for (int64_t at = fixed ? k : 0; k < end; k++, at++)
+            product_round(rows, panels, tail, panel_size, a, k, w + at * step, w_tail + at * tail_step, acc);
     }
     FL_UNROLL for (int r = 0; r < rows; r++)
         FL_UNROLL for (int v = 0; v < vecs; v++) {
@@ -81,11 +116,11 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
 #define FL_TILE_CASE(n, t)                                                                                            \
     case (n) * FL_PANEL_VECS + (t):                                                                                   \
         if ((n) <= most_panels(rows) && (rows == 1 || (n) == 0 || (t) == 0) && (n) + (t) > 0)                         \
-            product_tile(rows, n, t, p, row, first, which);                                                           \
+            product_tile(rows, n, t, p, row, first, s);                                                           \
         break;
 
 FL_INLINE void product_switch(const int rows, int panels, int tail, const fl_product_args *p, int64_t row,
-                              int64_t first, int64_t which) {
+                              int64_t first, const product_stretch *s) {
 #if FL_PANEL_VECS == 4
     switch (panels * 4 + tail) {
         FL_TILE_CASE(0, 1) FL_TILE_CASE(0, 2) FL_TILE_CASE(0, 3)
@@ -108,15 +143,15 @@ FL_INLINE void product_switch(const int rows, int panels, int tail, const fl_pro
 }
 
 static void product_group(const fl_product_args *p, int64_t row, int rows, int panels, int tail, int64_t first,
-                          int64_t which) {
+                          const product_stretch *s) {
     switch (rows) {
-    case 1: product_switch(1, panels, tail, p, row, first, which); break;
-    case 2: product_switch(2, panels, tail, p, row, first, which); break;
-    case 3: product_switch(3, panels, tail, p, row, first, which); break;
+    case 1: product_switch(1, panels, tail, p, row, first, s); break;
+    case 2: product_switch(2, panels, tail, p, row, first, s); break;
+    case 3: product_switch(3, panels, tail, p, row, first, s); break;
 #if FL_TILE_ROWS > 3
-    case 4: product_switch(4, panels, tail, p, row, first, which); break;
-    case 5: product_switch(5, panels, tail, p, row, first, which); break;
-    case 6: product_switch(6, panels, tail, p, row, first, which); break;
+    case 4: product_switch(4, panels, tail, p, row, first, s); break;
+    case 5: product_switch(5, panels, tail, p, row, first, s); break;
+    case 6: product_switch(6, panels, tail, p, row, first, s); break;
 #endif
     }
 }
@@ -128,10 +163,10 @@ static void product_row(const fl_product_args *p) {
     int groups = (panels + FL_ROW_PANELS - 1) / FL_ROW_PANELS, first = 0;
     for (; groups > 1; groups--) {
         const int n = (panels - first) / groups;
-        product_switch(1, n, 0, p, 0, first, -1);
+        product_switch(1, n, 0, p, 0, first, NULL);
         first += n;
     }
-    product_switch(1, panels - first, tail, p, 0, first, -1);
+    product_switch(1, panels - first, tail, p, 0, first, NULL);
 }
 
 /* One row, parts apart: their chains run side by side, for one alone would wait for itself. */
@@ -143,18 +178,21 @@ FL_INLINE void product_side_by_side(const int parts, const int vecs, const fl_pr
     FL_UNROLL for (int i = 0; i < parts; i++) {
         a[i] = (const real *)p->part[i].a[0];
         w[i] = (const real *)p->part[i].w + column * depth;
-        FL_UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = i == 0 ? vload(start + v * LANES) : vset(0);
     }
-    for (int64_t k = 0; k < depth; k++)
-        FL_UNROLL for (int i = 0; i < parts; i++) {
-            const vec x = vset(a[i][k]);
-            FL_UNROLL for (int v = 0; v < vecs; v++)
-                acc[i][v] = vfma(x, vload(w[i] + (k * vecs + v) * LANES), acc[i][v]);
-        }
-    FL_UNROLL for (int v = 0; v < vecs; v++) {
-        FL_UNROLL for (int i = 1; i < parts; i++) acc[0][v] = vadd(acc[0][v], acc[i][v]);
-        vstore(out + v * LANES, acc[0][v]);
+    FL_UNROLL for (int v = 0; v < vecs; v++) acc[0][v] = vload(start + v * LANES);
+    for (int64_t k = 0; k < depth;) {
+        FL_UNROLL for (int i = 1; i < parts; i++)
+            FL_UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = vset(0);
+        for (const int64_t end = depth - k < FL_PART_DEPTH ? depth : k + FL_PART_DEPTH; k < end; k++)
+            FL_UNROLL for (int i = 0; i < parts; i++) {
+                const vec x = vset(a[i][k]);
+                FL_UNROLL for (int v = 0; v < vecs; v++)
+                    acc[i][v] = vfma(x, vload(w[i] + (k * vecs + v) * LANES), acc[i][v]);
+            }
+        FL_UNROLL for (int i = 1; i < parts; i++)
+            FL_UNROLL for (int v = 0; v < vecs; v++) acc[0][v] = vadd(acc[0][v], acc[i][v]);
     }
+    FL_UNROLL for (int v = 0; v < vecs; v++) vstore(out + v * LANES, acc[0][v]);
 }
 
 FL_INLINE void product_parts(const int parts, const fl_product_args *p) {
@@ -169,26 +207,57 @@ FL_INLINE void product_parts(const int parts, const fl_product_args *p) {
     }
 }
 
+/* The weights at a place in the depth of all parts. */
+static const void *product_weights(const fl_product_args *p, int64_t at, int64_t first, int vecs) {
+    int64_t i = 0;
+    for (; i < p->parts - 1 && at >= p->part[i].depth; i++) at -= p->part[i].depth;
+    return (const real *)p->part[i].w + (first * FL_PANEL_VECS * p->part[i].depth + at * vecs) * LANES;
+}
+
+/* One group of panels, all rows, stretch by stretch; `then` are the weights that come after it. */
+static void product_panels(const fl_product_args *p, int64_t tiles, int panels, int tail, int64_t first,
+                           const void *then) {
+    const int rows = (int)(p->rows / tiles), width = panels ? FL_PANEL_VECS : tail;
+    const int64_t wider = p->rows % tiles; /* tiles of a row more, the first ones */
+    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * (int64_t)sizeof(vec);
+    int64_t length = p->part[0].depth, chains = p->parts, deep = FL_PART_DEPTH;
+    if (!p->apart) { /* one chain, in stretches as even as can be: where it is cut changes no bit */
+        for (int64_t i = 1; i < p->parts; i++) length += p->part[i].depth;
+        chains = 1;
+        deep = length;
+        if (tiles > 1 && length * round_bytes > FL_STRETCH_BYTES)
+            deep = length / (length * round_bytes / FL_STRETCH_BYTES + 1) + 1;
+    }
+    for (int64_t k = 0; k < length; k += deep)
+        for (int64_t i = 0; i < chains; i++) {
+            const int64_t end = length - k < deep ? length : k + deep;
+            product_stretch s = {.begin = i * length + k, .end = i * length + end};
+            const void *ahead = then;
+            if (i + 1 < chains) ahead = product_weights(p, s.begin + length, first, width);
+            else if (end < length) ahead = product_weights(p, end, first, width);
+            for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++) {
+                /* Each tile asks for its share; of several panels, which lie apart, for none. */
+                const bool asks = ahead && t * FL_LINE / 2 < round_bytes && panels < 2;
+                s.ahead = asks ? (uintptr_t)ahead + (uintptr_t)(t * (end - k) * FL_LINE / 2) : (uintptr_t)p;
+                s.ahead_step = asks ? FL_LINE : 0;
+                product_group(p, row, rows + (t < wider), panels, tail, first, &s);
+            }
+        }
+}
+
 /* Columns outside, rows inside: a panel is read from memory once and then from cache. */
 static void product_rows(const fl_product_args *p) {
     const int64_t panels = p->vecs / FL_PANEL_VECS;
     const int tail = (int)(p->vecs % FL_PANEL_VECS);
     const int64_t tiles = (p->rows + FL_TILE_ROWS - 1) / FL_TILE_ROWS;
-    const int rows = (int)(p->rows / tiles); /* or one more, in the first `wider` tiles */
-    const int64_t wider = p->rows % tiles;
-    const int most = most_panels(rows + (wider > 0));
+    const int most = most_panels((int)((p->rows + tiles - 1) / tiles));
     const int64_t groups = (panels + most - 1) / most;
-
-    const int64_t last = p->apart ? p->parts - 1 : -1; /* parts apart pass one by one, their weights in cache for all rows */
     for (int64_t g = 0; g < groups; g++) {
-        const int64_t first = panels * g / groups, n = panels * (g + 1) / groups - first;
-        for (int64_t which = p->apart ? 0 : -1; which <= last; which++)
-            for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++)
-                product_group(p, row, rows + (t < wider), (int)n, 0, first, which);
+        const int64_t first = panels * g / groups, end = panels * (g + 1) / groups;
+        const void *then = g + 1 < groups ? product_weights(p, 0, end, FL_PANEL_VECS) : p->next;
+        product_panels(p, tiles, (int)(end - first), 0, first, then);
     }
-    for (int64_t which = p->apart ? 0 : -1; tail && which <= last; which++)
-        for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++)
-            product_group(p, row, rows + (t < wider), 0, tail, panels, which);
+    if (tail) product_panels(p, tiles, 0, tail, panels, p->next);
 }
 
 void FL_NAME(fl_product)(const fl_product_args *p) {

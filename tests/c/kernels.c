@@ -9,7 +9,8 @@ enum { MOST_ROWS = 32 };
 
 /* --- product --- */
 
-static guarded a_rows[2][MOST_ROWS], w_part[2], start_guard, out_guard;
+enum { MOST_DEPTH = 400, MOST_COLUMNS = 256, WEIGHTS_BYTES = 1 << 20 };
+static guarded a_rows[4][MOST_ROWS], w_part[4], start_guard, out_guard;
 
 /* Column n of packed weights lies in [panel][k][vec][lane]. */
 static int64_t packed_at(const fl_kernels *k, int64_t vecs, int64_t depth, int64_t i, int64_t n) {
@@ -25,14 +26,32 @@ static double product_number(uint64_t tag, int64_t i, int64_t j) {
     return random_unit(&state);
 }
 
-static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_t depth, int64_t parts, start_kind kind,
-                         bool at_end, bool with_nan) {
-    static double a[2][MOST_ROWS][64], start[MOST_ROWS][256];
-    static char inputs[2 * MOST_ROWS * 64 * 8], weights[2][16 * 16 * 64 * 8];
+/* The sum that kernels.h defines, in float or in double. */
+static double product_sum(int64_t size, double start, const double *const *a, const double *const *w,
+                          const int64_t *depths, int64_t parts, bool apart) {
+    double sum = start;
+    for (int64_t k = 0; k < (apart ? depths[0] : 1); k += FL_PART_DEPTH)
+        for (int64_t part = 0; part < parts; part++) {
+            const bool from_zero = apart && part > 0;
+            double chain = from_zero ? 0 : sum;
+            const int64_t end = apart && k + FL_PART_DEPTH < depths[part] ? k + FL_PART_DEPTH : depths[part];
+            for (int64_t i = k; i < end; i++)
+                chain = size == 4 ? (double)fmaf((float)a[part][i], (float)w[part][i], (float)chain)
+                                  : fma(a[part][i], w[part][i], chain);
+            if (!from_zero) sum = chain;
+            else sum = size == 4 ? (double)((float)sum + (float)chain) : sum + chain;
+        }
+    return sum;
+}
+
+static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_t depth, int64_t parts, bool apart,
+                         start_kind kind, bool at_end, bool with_nan) {
+    static double a[4][MOST_ROWS][MOST_DEPTH], start[MOST_ROWS][MOST_COLUMNS], column[4][MOST_DEPTH];
+    static char inputs[4 * MOST_ROWS * MOST_DEPTH * 8], weights[4][WEIGHTS_BYTES];
     const int64_t size = k->element_bytes, n = vecs * k->lanes, stride = n + k->lanes;
-    const void *pointers[2][MOST_ROWS];
-    const int64_t depths[2] = {depth, depth % 3 + 1};
-    fl_product_args p = {.rows = rows, .vecs = vecs, .parts = parts};
+    const void *pointers[4][MOST_ROWS];
+    const int64_t other = apart ? depth : depth % 3 + 1, depths[4] = {depth, other, other, other};
+    fl_product_args p = {.rows = rows, .vecs = vecs, .parts = parts, .apart = apart};
     for (int64_t part = 0; part < parts; part++) {
         const int64_t d = depths[part];
         char *w = place(&w_part[part], n * d * size, at_end);
@@ -46,7 +65,7 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
                 a[part][r][i] = product_number(100 + (uint64_t)part, r, i);
                 if (with_nan && r == rows / 2 && i == d / 2) a[part][r][i] = part ? INFINITY : NAN;
                 put(row, size, i, a[part][r][i]);
-                put(inputs, size, (part * MOST_ROWS + r) * 64 + i, a[part][r][i]);
+                put(inputs, size, (part * MOST_ROWS + r) * MOST_DEPTH + i, a[part][r][i]);
             }
             pointers[part][r] = row;
         }
@@ -70,41 +89,42 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     fl_fp_end(mode);
 
     bool right = true, gaps = true, kept = true;
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t j = 0; j < n; j++) {
-            double want[1];
-            float f = (float)start[r][j];
-            double g = start[r][j], bound = fabs(g);
+    for (int64_t j = 0; j < n; j++) {
+        const double *const columns[4] = {column[0], column[1], column[2], column[3]};
+        for (int64_t part = 0; part < parts; part++)
+            for (int64_t i = 0; i < depths[part]; i++)
+                column[part][i] = get(weights[part], size, packed_at(k, vecs, depths[part], i, j));
+        for (int64_t r = 0; r < rows; r++) {
+            const double *const of_row[4] = {a[0][r], a[1][r], a[2][r], a[3][r]};
+            const double from = size == 4 ? (double)(float)start[r][j] : start[r][j];
+            const double wanted = product_sum(size, from, of_row, columns, depths, parts, apart);
+            double want[1], bound = fabs(start[r][j]);
             for (int64_t part = 0; part < parts; part++)
-                for (int64_t i = 0; i < depths[part]; i++) {
-                    const double w = get(weights[part], size, packed_at(k, vecs, depths[part], i, j));
-                    f = fmaf((float)a[part][r][i], (float)w, f);
-                    g = fma(a[part][r][i], w, g);
-                    bound += fabs(a[part][r][i] * w);
-                }
-            put(want, size, 0, size == 4 ? (double)f : g);
-            const double got = get(out, size, r * stride + j), wanted = size == 4 ? (double)f : g;
+                for (int64_t i = 0; i < depths[part]; i++) bound += fabs(a[part][r][i] * column[part][i]);
+            put(want, size, 0, wanted);
+            const double got = get(out, size, r * stride + j);
             if (exact_fma) right = right && same_bits(out + (r * stride + j) * size, want, size, 0);
             else
                 right = right && (isnan(got) == isnan(wanted)) &&
                         (isnan(got) || fabs(got - wanted) <= bound * (size == 4 ? 1e-5 : 1e-14) || got == wanted);
         }
-        if (r < rows - 1) gaps = gaps && untouched(out + (r * stride + n) * size, (stride - n) * size, 0xff);
     }
+    for (int64_t r = 0; r < rows - 1; r++)
+        gaps = gaps && untouched(out + (r * stride + n) * size, (stride - n) * size, 0xff);
     for (int64_t part = 0; part < parts; part++) {
         kept = kept && memcmp(weights[part], w_part[part].data, (size_t)(n * depths[part] * size)) == 0;
         kept = kept && margin_untouched(&w_part[part]);
         for (int64_t r = 0; r < rows; r++)
             kept = kept && margin_untouched(&a_rows[part][r]) &&
-                   memcmp(inputs + (part * MOST_ROWS + r) * 64 * size, pointers[part][r],
+                   memcmp(inputs + (part * MOST_ROWS + r) * MOST_DEPTH * size, pointers[part][r],
                           (size_t)(depths[part] * size)) == 0;
     }
     if (kind != START_IS_OUT) kept = kept && margin_untouched(&start_guard);
     const char *what = kind == START_SHARED ? "shared start" : kind == START_ROWS ? "start rows" : "start is out";
-#define PRODUCT "product_%s_%s: rows %lld, vecs %lld, depth %lld, parts %lld, %s, %s%s: %s"
-#define PRODUCT_ARGUMENTS                                                                                          \
-    size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, (long long)parts, what, \
-        at_end ? "at the end" : "at the beginning", with_nan ? ", NaN" : ""
+#define PRODUCT "product_%s_%s: rows %lld, vecs %lld, depth %lld, parts %lld%s, %s, %s%s: %s"
+#define PRODUCT_ARGUMENTS                                                                                    \
+    size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, (long long)parts, \
+        apart ? " apart" : "", what, at_end ? "at the end" : "at the beginning", with_nan ? ", NaN" : ""
     check(right, PRODUCT, PRODUCT_ARGUMENTS, "wrong result");
     check(gaps, PRODUCT, PRODUCT_ARGUMENTS, "wrote between rows");
     check(kept && margin_untouched(&out_guard), PRODUCT, PRODUCT_ARGUMENTS, "wrote outside");
@@ -125,9 +145,21 @@ static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
                                          rows == 15 ? 31
                                          : rows     ? rows
                                                     : 1,
-                                         vecs, depths[d], parts, (start_kind)kind, at_end,
+                                         vecs, depths[d], parts, false, (start_kind)kind, at_end,
                                          rows == 0 || (rows == 7 && d == 2));
                         }
+    /* Deep enough to be summed by stretches. */
+    static const int64_t deep[] = {1, 7, 127, 128, 129, 257, 400}, some_rows[] = {1, 2, 3, 5, 6, 7, 13, 31};
+    for (int r = 0; r < 8; r++)
+        for (int64_t vecs = 1; vecs <= 9; vecs += vecs < 5 ? 1 : 4)
+            for (int d = 0; d < 7; d++)
+                for (int64_t parts = 1; parts <= 4; parts++) {
+                    product_case(k, some_rows[r], vecs, deep[d], parts, true, (start_kind)(d % START_KINDS), r % 2,
+                                 r == 3 && d == 3);
+                    if (parts <= 2 && d > 3)
+                        product_case(k, some_rows[r], vecs, deep[d], parts, false, (start_kind)(d % START_KINDS), r % 2,
+                                     r == 3 && d == 3);
+                }
     /* No rows: nothing is touched. */
     fl_product_args p = {.rows = 0, .vecs = 3, .parts = 1, .part = {{5, NULL, NULL}}};
     k->product(&p);
@@ -494,9 +526,9 @@ static bool test_one(const fl_kernel_info *info, fl_dtype dtype) {
 }
 
 int main(void) {
-    for (int part = 0; part < 2; part++) {
-        w_part[part] = guarded_create(16 * 16 * 64 * 8);
-        for (int r = 0; r < MOST_ROWS; r++) a_rows[part][r] = guarded_create(1024);
+    for (int part = 0; part < 4; part++) {
+        w_part[part] = guarded_create(WEIGHTS_BYTES);
+        for (int r = 0; r < MOST_ROWS; r++) a_rows[part][r] = guarded_create(MOST_DEPTH * 8 + MARGIN);
     }
     guarded *large[] = {&start_guard, &out_guard,      &z_guard,    &zx_guard,   &h_guard,   &h_out_guard,
                         &c_guard,     &peephole_guard, &y_guard[0], &y_guard[1], &y_guard[2]};
