@@ -72,7 +72,7 @@ class Planted(peers.NumPy):
 
 @pytest.mark.parametrize("name", ["gru 32,32,1,1", "train gru 32,32,1,1"])
 def test_outputs_that_differ_are_not_timed(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FASTLSTM_BENCH_CHILD", "1")  # measure in this process, where the peer is planted
     command = ["--smoke", "--peers", "numpy", "--rows", f"^{name}$", "--out", str(tmp_path)]
@@ -80,8 +80,22 @@ def test_outputs_that_differ_are_not_timed(
     monkeypatch.setitem(peers.PEERS, "numpy", Planted)
     assert _bench.main(command) == 1
     (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert row["error"].startswith("Mismatch: numpy") and "engines" not in row
-    assert "Mismatch" in (tmp_path / "benchmark.md").read_text()
+    assert row["left_out"]["numpy"].startswith("Mismatch: numpy")
+    assert "numpy" not in row["engines"] and "over_numpy" not in row and row["us"] > 0
+    assert "LEFT OUT Mismatch" in (tmp_path / "benchmark.md").read_text()
+    assert "LEFT OUT Mismatch" in capsys.readouterr().out
+    ET.parse(tmp_path / "benchmark.svg")
+
+    class Ours(peers.FastLSTM):
+        """As it is, but for what it yields."""
+
+        def calls(self, p: grid.Problem) -> list[peers.Call]:
+            return [c._replace(read=lambda r, c=c: [a + 1 for a in c.read(r)]) for c in super().calls(p)]
+
+    monkeypatch.setattr(peers, "FastLSTM", Ours)
+    assert _bench.main(command) == 1
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert row["error"].startswith("Mismatch: fastlstm") and "engines" not in row
     ET.parse(tmp_path / "benchmark.svg")
 
 

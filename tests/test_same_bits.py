@@ -1,71 +1,29 @@
 """The same bits: however a sequence is run, on whatever path, its output is the same, byte for byte.
 
-Each path that the CPU has runs all comparisons in a process of its own (this file as a program), which
-reports what differed; the outputs themselves are kept and compared between the paths. -0 is not 0; NaN is
-NaN, whatever its payload.
+How each path comes to run all of this: same_bits.py.
 """
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from same_bits import (
+    CELLS,
+    NARROW,
+    SIZES,
+    WIDE,
+    bits,
+    check_between,
+    check_on,
+    difference,
+    make,
+    numbers,
+    reports_of,
+    run_all,
+)
 
 import fastlstm
 from fastlstm import _core
-
-CELLS = {
-    "lstm": ("LSTM", {}),
-    "lstm-projected": ("LSTM", {"proj_size": 0.5, "num_layers": 2}),
-    "lstm-peepholes": ("LSTM", {"peepholes": True, "clip": 1.5, "bidirectional": True}),
-    "lstm-no-forget-gate": ("LSTM", {"forget_gate": False, "reverse": True}),
-    "lstm-coupled": (
-        "LSTM",
-        {"coupled_gates": True, "peepholes": True, "proj_size": 0.5, "bidirectional": True},
-    ),  # fmt: skip
-    "lstm-stack": ("LSTM", {"num_layers": 3, "bidirectional": True}),
-    "lstm-activations": ("LSTM", {"activations": ("hard_sigmoid", "softsign", ("scaled_tanh", 1.2, 0.7))}),
-    "gru": ("GRU", {"num_layers": 2}),
-    "gru-both": ("GRU", {"bidirectional": True, "num_layers": 2}),
-    "gru-clip": ("GRU", {"clip": 0.5, "bias": False}),
-    "gru-reset-before": ("GRU", {"reset_after": False, "num_layers": 2}),
-    "gru-reset-before-both": ("GRU", {"reset_after": False, "bidirectional": True, "clip": 2}),
-    "rnn": ("RNN", {"num_layers": 2, "bidirectional": True}),
-    "rnn-relu": ("RNN", {"nonlinearity": "relu", "reverse": True}),
-    "gated-rnn": ("GatedRNN", {"num_layers": 3}),
-    "gated-rnn-activations": ("GatedRNN", {"activations": ("hard_sigmoid", "elu"), "bidirectional": True}),
-}
-DTYPES = ("float32", "float64")
-SIZES = ((5, 7), (1, 33), (40, 40))  # I, H
-WIDE = (19, 200)  # units to split for three threads on any path
-NARROW = (3, 1)
-
-
-def make(cell, dtype, sizes, **more):
-    name, options = CELLS[cell]
-    options = dict(options)
-    if "proj_size" in options:
-        options["proj_size"] = sizes[1] // 2
-    return getattr(fastlstm, name)(*sizes, seed=3, dtype=dtype, **options, **more)
-
-
-def numbers(layer, steps, batch, seed=0):
-    """x [T, B, I], state and lengths; one sequence meets a NaN, another an infinity, half-way."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(steps, batch, layer.input_size)).astype(layer.dtype)
-    if batch > 3 and steps > 2:
-        x[steps // 2, 1, 0] = np.nan
-        x[steps // 2, 3, -1] = -np.inf
-    rows = layer.num_layers * (2 if layer.bidirectional else 1)
-    sizes = [getattr(layer, "proj_size", 0) or layer.hidden_size, layer.hidden_size]
-    state = [rng.normal(size=(rows, batch, n)).astype(layer.dtype) for n in sizes]
-    lengths = rng.integers(0, steps + 1, batch)
-    if batch > 1:
-        lengths[0] = steps
-    return x, state if isinstance(layer, fastlstm.LSTM) else state[:1], lengths
 
 
 def call(layer, x, state, lengths=None):
@@ -75,23 +33,11 @@ def call(layer, x, state, lengths=None):
     return [output, *(after if isinstance(after, tuple) else (after,))]
 
 
-def bits(array):
-    array = np.array(array)
-    array[np.isnan(array)] = np.nan
-    return array.view(np.uint32 if array.dtype == np.float32 else np.uint64)
-
-
 def differ(got, wanted, what):
     """What differs, in words; nothing if nothing does."""
-    for name, a, b in zip(("output", "h", "c"), got, wanted, strict=False):
-        if a.shape != b.shape:
-            return f"{what}: {name} has shape {a.shape}, wanted {b.shape}"
-        unequal = np.argwhere(bits(a) != bits(b))
-        if len(unequal):
-            at = tuple(int(i) for i in unequal[0])
-            text = f"{what}: {name} differs in {len(unequal)} of {a.size}"
-            return f"{text}, first at {at}: {a[at]!r}, wanted {b[at]!r}"
-    return ""
+    pairs = zip(("output", "h", "c"), got, wanted, strict=False)
+    text = next((text for pair in pairs if (text := difference(*pair))), "")
+    return text and f"{what}: {text}"
 
 
 def row_of(wanted, b, n):
@@ -221,22 +167,11 @@ COMPARISONS = (
 )  # fmt: skip
 
 
-def run_all(report, kept):
-    fastlstm.set_num_threads(1)
-    results, outputs = {}, {}
-    for cell in CELLS:
-        for dtype in DTYPES:
-            for compare in COMPARISONS:
-                found = list(compare(cell, dtype))
-                wrong = [text for text in found if text]
-                results[f"{compare.__name__}/{cell}/{dtype}"] = [len(found), *wrong[:5]]
-            for sizes in (*SIZES, NARROW, WIDE):
-                layer = make(cell, dtype, sizes)
-                x, state, lengths = numbers(layer, 6, 7)
-                for name, value in zip("yhc", call(layer, x, state, lengths), strict=False):
-                    outputs[f"{cell}/{dtype}/{sizes}/{name}"] = value
-    Path(report).write_text(json.dumps({"path": _core.isa(), "results": results}))
-    np.savez(kept, **outputs)
+def outputs(cell, dtype):
+    for sizes in (*SIZES, NARROW, WIDE):
+        layer = make(cell, dtype, sizes)
+        for name, value in zip("yhc", call(layer, *numbers(layer, 6, 7)), strict=False):
+            yield f"{sizes}/{name}", value
 
 
 # --- the tests ----------------------------------------------------------------------------------------------
@@ -244,51 +179,18 @@ def run_all(report, kept):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Of every path: which one it was, the differences, the outputs."""
-    folder = tmp_path_factory.mktemp("bits")
-    running = {
-        path: subprocess.Popen(
-            [sys.executable, __file__, folder / f"{path}.json", folder / f"{path}.npz"],
-            env={**os.environ, "FASTLSTM_ISA": path}, stderr=subprocess.PIPE, text=True,
-        )
-        for path in _core.isas()
-    }  # fmt: skip
-    reports = {}
-    for path, process in running.items():
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        report = json.loads((folder / f"{path}.json").read_text())
-        with np.load(folder / f"{path}.npz") as kept:
-            reports[path] = report["path"], report["results"], dict(kept)
-    return reports
+    return reports_of(__file__, tmp_path_factory.mktemp("bits"))
 
 
 @pytest.mark.parametrize("path", _core.isas())
 @pytest.mark.parametrize("compare", COMPARISONS, ids=lambda f: f.__name__)
 def test_on(path, compare, reports):
-    ran, results, _ = reports[path]
-    assert ran == path
-    mine = {key: value for key, value in results.items() if key.startswith(compare.__name__ + "/")}
-    assert len(mine) == len(CELLS) * len(DTYPES)
-    assert sum(count for count, *_ in mine.values()) > 100
-    wrong = {key: texts for key, (_, *texts) in mine.items() if texts}
-    assert not wrong, "\n".join(f"{key}: {texts[0]}" for key, texts in wrong.items())
+    check_on(path, compare, reports, at_least=100)
 
 
 @pytest.mark.parametrize("path", _core.isas()[1:])
 def test_between_paths(path, reports):
-    _, _, mine = reports[path]
-    first = _core.isas()[0]
-    _, _, wanted = reports[first]
-    assert mine.keys() == wanted.keys() and len(mine) > 300
-    if path == "portable" and not portable_has_fma():
-        pytest.skip("without a fused multiply-add the portable path rounds for itself")
-    wrong = [differ([mine[key]], [wanted[key]], key) for key in mine]
-    assert not any(wrong), f"{path} against {first}: {[text for text in wrong if text][:5]}"
-
-
-def portable_has_fma():
-    return "fma" in _core.cpu_features()
+    check_between(path, reports, at_least=300)
 
 
 def test_a_difference_is_found():
@@ -305,4 +207,4 @@ def test_a_difference_is_found():
 
 
 if __name__ == "__main__":
-    run_all(*sys.argv[1:])
+    run_all(COMPARISONS, outputs, *sys.argv[1:])

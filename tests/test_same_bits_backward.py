@@ -1,18 +1,26 @@
 """The same bits, for gradients: whatever path, threads, layout or checkpoint, each gradient is the same, byte
 for byte; those of a sequence's own input and state also alone and at any place of a batch.
 
-As in test_same_bits.py each path that the CPU has runs all comparisons in a process of its own.
+How each path comes to run all of this: same_bits.py.
 """
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_same_bits import CELLS, DTYPES, NARROW, SIZES, WIDE, bits, make, numbers, portable_has_fma
+from same_bits import (
+    NARROW,
+    SIZES,
+    WIDE,
+    bits,
+    check_between,
+    check_on,
+    difference,
+    make,
+    numbers,
+    reports_of,
+    run_all,
+)
 
 import fastlstm
 from fastlstm import _core
@@ -46,16 +54,9 @@ def run(layer, x, state, lengths, d_output, d_state, **how):
 
 def differ(got, wanted, what, names=None):
     """What differs, in words; nothing if nothing does."""
-    for name in names or wanted:
-        a, b = got[name], wanted[name]
-        if a.shape != b.shape:
-            return f"{what}: {name} has shape {a.shape}, wanted {b.shape}"
-        unequal = np.argwhere(bits(a) != bits(b))
-        if len(unequal):
-            at = tuple(int(i) for i in unequal[0])
-            text = f"{what}: {name} differs in {len(unequal)} of {a.size}"
-            return f"{text}, first at {at}: {a[at]!r}, wanted {b[at]!r}"
-    return ""
+    pairs = ((name, got[name], wanted[name]) for name in names or wanted)
+    text = next((text for pair in pairs if (text := difference(*pair))), "")
+    return text and f"{what}: {text}"
 
 
 def row_of(found, b, n):
@@ -190,23 +191,13 @@ COMPARISONS = (
 )  # fmt: skip
 
 
-def run_all(report, kept):
-    fastlstm.set_num_threads(1)
-    results, arrays = {}, {}
-    for cell in CELLS:
-        for dtype in DTYPES:
-            for compare in COMPARISONS:
-                found = list(compare(cell, dtype))
-                wrong = [text for text in found if text]
-                results[f"{compare.__name__}/{cell}/{dtype}"] = [len(found), *wrong[:5]]
-            shapes = [(sizes, 6, 7) for sizes in (*SIZES, NARROW, WIDE)]
-            for sizes, steps, batch in (*shapes, (SIZES[0], 60, 9), (SIZES[0], 5, 5)):
-                layer = make(cell, dtype, sizes, dropout=0.3)
-                what = given(layer, steps, batch, spoilt=batch == 5)
-                for name, value in run(layer, *what, dropout_seed=1).items():
-                    arrays[f"{cell}/{dtype}/{sizes}/{steps}/{name}"] = value
-    Path(report).write_text(json.dumps({"path": _core.isa(), "results": results}))
-    np.savez(kept, **arrays)
+def gradients(cell, dtype):
+    shapes = [(sizes, 6, 7) for sizes in (*SIZES, NARROW, WIDE)]
+    for sizes, steps, batch in (*shapes, (SIZES[0], 60, 9), (SIZES[0], 5, 5)):
+        layer = make(cell, dtype, sizes, dropout=0.3)
+        what = given(layer, steps, batch, spoilt=batch == 5)
+        for name, value in run(layer, *what, dropout_seed=1).items():
+            yield f"{sizes}/{steps}/{name}", value
 
 
 # --- the tests ----------------------------------------------------------------------------------------------
@@ -214,47 +205,18 @@ def run_all(report, kept):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Of every path: which one it was, the differences, the gradients."""
-    folder = tmp_path_factory.mktemp("bits")
-    running = {
-        path: subprocess.Popen(
-            [sys.executable, __file__, folder / f"{path}.json", folder / f"{path}.npz"],
-            env={**os.environ, "FASTLSTM_ISA": path}, stderr=subprocess.PIPE, text=True,
-        )
-        for path in _core.isas()
-    }  # fmt: skip
-    reports = {}
-    for path, process in running.items():
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        report = json.loads((folder / f"{path}.json").read_text())
-        with np.load(folder / f"{path}.npz") as kept:
-            reports[path] = report["path"], report["results"], dict(kept)
-    return reports
+    return reports_of(__file__, tmp_path_factory.mktemp("bits"))
 
 
 @pytest.mark.parametrize("path", _core.isas())
 @pytest.mark.parametrize("compare", COMPARISONS, ids=lambda f: f.__name__)
 def test_on(path, compare, reports):
-    ran, results, _ = reports[path]
-    assert ran == path
-    mine = {key: value for key, value in results.items() if key.startswith(compare.__name__ + "/")}
-    assert len(mine) == len(CELLS) * len(DTYPES)
-    assert sum(count for count, *_ in mine.values()) > 500
-    wrong = {key: texts for key, (_, *texts) in mine.items() if texts}
-    assert not wrong, "\n".join(f"{key}: {texts[0]}" for key, texts in wrong.items())
+    check_on(path, compare, reports, at_least=500)
 
 
 @pytest.mark.parametrize("path", _core.isas()[1:])
 def test_between_paths(path, reports):
-    _, _, mine = reports[path]
-    first = _core.isas()[0]
-    _, _, wanted = reports[first]
-    assert mine.keys() == wanted.keys() and len(mine) > 1000
-    if path == "portable" and not portable_has_fma():
-        pytest.skip("without a fused multiply-add the portable path rounds for itself")
-    wrong = [text for key in mine if (text := differ(mine, wanted, "", [key]))]
-    assert not wrong, f"{path} against {first}: {len(wrong)} of {len(mine)}, {wrong[:5]}"
+    check_between(path, reports, at_least=1000)
 
 
 def test_a_difference_is_found():
@@ -269,4 +231,4 @@ def test_a_difference_is_found():
 
 
 if __name__ == "__main__":
-    run_all(*sys.argv[1:])
+    run_all(COMPARISONS, gradients, *sys.argv[1:])

@@ -147,9 +147,11 @@ def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
 
 
 def take_turns(engines: Sequence[Engine], peak: Callable[[], float], s: Settings) -> float:
-    """Fill the engines' samples; returns the median of peak(), called now and then between them.
+    """Fill the engines' samples; returns the median of peak(), called now and then after a batch of ours.
 
-    Each engine has an equal share of the budget, so slow ones sit out some of the rounds.
+    Each engine has an equal share of the budget, so slow ones sit out some of the rounds. We come first. The
+    peak is that of the clock which our batch left behind: under wide multiply-adds some cores slow down by a
+    fifth, and recover at rest.
     """
     for e in engines:
         cost = e.seconds * (e.calls + (e.calls > 1)) + e.settling
@@ -159,15 +161,14 @@ def take_turns(engines: Sequence[Engine], peak: Callable[[], float], s: Settings
     gc.disable()
     try:
         for r in range(rounds):
-            if r % -(-rounds // 8) == 0:
-                settle()
-                peaks.append(peak())
             turn = r % len(engines)
             for e in [*engines[turn:], *engines[:turn]]:
                 if (r + 1) * e.rounds // rounds > r * e.rounds // rounds:  # evenly spread
                     e.call.enter()
                     settle()
                     e.samples.append(timed(e.call.run, e.calls))
+                    if e is engines[0] and len(e.samples) % -(-e.rounds // 8) == 1 % -(-e.rounds // 8):
+                        peaks.append(peak())
     finally:
         gc.enable()
     return statistics.median(peaks)
@@ -177,6 +178,11 @@ def roofline(core: Any, seconds: float) -> dict[str, Any]:
     """What one core can do at most on the path in use: multiply-adds in FLOP/s, reading in bytes/s."""
     reads = {level: core.read_bandwidth(n, seconds) for level, n in CACHES.items()}
     return {"peak_flops": core.peak_flops("float32", seconds), "read_bytes_per_second": reads}
+
+
+def peak_now(core: Any) -> float:
+    """The peak, FLOP/s, over a millisecond or so; not the best moment of it, as a row is a median too."""
+    return float(statistics.median(core.peak_flops("float32", 0) for _ in range(31)))
 
 
 def figures(row: Row, us: Mapping[str, float], peak: float, reads: Mapping[str, float]) -> dict[str, Any]:
@@ -214,20 +220,26 @@ def figures(row: Row, us: Mapping[str, float], peak: float, reads: Mapping[str, 
 def measure(
     row: Row, fast: Any, peers: Sequence[Any], core: Any, roof: Mapping[str, Any], s: Settings
 ) -> dict[str, Any]:
-    """One row of the result: every engine's times and what they say, or the error that kept us from them."""
+    """One row of the result: every engine's times and what they say; the errors of those that have none."""
     out: dict[str, Any] = {
         "name": row.name, "table": row.table, "cell": row.cell, **dict(zip("IHTB", row.shape, strict=True)),
         "core": row.in_core, "valid_steps": row.valid_steps, "flops": row.flops,
         "weight_bytes": row.weight_bytes,
     }  # fmt: skip
     p = problem(row)
-    try:
-        able = [(e.name, p, calls) for e in (fast, *peers) if (calls := e.calls(p))]
-        able += [more for e in (fast, *peers) for more in e.beside(p)]
-        engines = [choose(name, q, calls, s) for name, q, calls in able]
-    except Exception as e:  # a peer that can't run must be seen, not be missing from "best peer"
-        return {**out, "error": f"{type(e).__name__}: {e}"}
-    peak = s.threads * take_turns(engines, lambda: core.peak_flops("float32", 0.005), s)
+    engines: list[Engine] = []
+    wrong = {}
+    for e in (fast, *peers):
+        try:
+            mine = [(e.name, p, calls)] if (calls := e.calls(p)) else []
+            engines += [choose(name, q, calls, s) for name, q, calls in (*mine, *e.beside(p))]
+        except Exception as error:  # a peer that can't run must be seen, not be missing from "best peer"
+            wrong[e.name] = f"{type(error).__name__}: {error}"
+    if wrong:
+        out["left_out"] = wrong
+    if fast.name in wrong:
+        return {**out, "error": wrong[fast.name]}
+    peak = s.threads * take_turns(engines, lambda: peak_now(core), s)
     out["engines"] = {e.name: e.summary() for e in engines}
     us = {name: e["median_us"] for name, e in out["engines"].items()}
     return out | figures(row, us, peak, roof["read_bytes_per_second"])

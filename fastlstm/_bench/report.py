@@ -92,7 +92,11 @@ def line(row: Result) -> str:
     times = "  ".join(f"{name} {_time(e['median_us'])}" for name, e in row["engines"].items())
     ratio = f"; {row['speedup']:.2f}× as fast as {row['best_peer']}" if "speedup" in row else ""
     rate = f"{row['gflops']:.1f} GFLOP/s, {row['peak_percent']:.0f} % of peak"
-    return f"{row['name']:26} µs: {times}; {rate}{ratio}"
+    return f"{row['name']:26} µs: {times}; {rate}{ratio}{_left_out(row)}"
+
+
+def _left_out(row: Result) -> str:
+    return "".join(f"; LEFT OUT {text}" for text in row.get("left_out", {}).values())
 
 
 def _time(us: float) -> str:
@@ -131,6 +135,7 @@ def _markdown_row(row: Result, engines: Sequence[str]) -> list[str]:
     notes = {"against_dense": "%.2f × dense", "against_48": "%.2f × H 48", "c_api_ns_per_step": "C: %.0f ns"}
     notes["over_padded"] = "%.2f × as fast as torch padded"
     note = ", ".join(text % row[key] for key, text in notes.items() if key in row)
+    note += _left_out(row).replace("|", "/")
     return [name, *times, ratio, f"{row['gflops']:.1f}", f"{row['peak_percent']:.0f}", roof, note]
 
 
