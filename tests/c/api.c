@@ -123,17 +123,9 @@ static void test_step_is_forward(const kind *k) {
     fl_layer *layer = layer_of(k);
     static float x[T * B * I], y[T * B * H], h[3 * B * H], c[3 * B * H], h_step[3 * B * H], c_step[3 * B * H];
     memcpy(x, numbers, sizeof x);
-    const fl_sequence q = {.size = sizeof q,
-                           .T = T,
-                           .B = B,
-                           .x = x,
-                           .x_stride_t = B * I,
-                           .x_stride_b = I,
-                           .y = y,
-                           .y_stride_t = B * out,
-                           .y_stride_b = out,
-                           .h_n = h,
-                           .c_n = c};
+    fl_sequence q = dense(T, B, x, I, y, out);
+    q.h_n = h;
+    q.c_n = c;
     check(fl_forward(layer, &q) == FL_OK, "%s: forward: %s", k->name, fl_last_error());
 
     fl_stream *stream = NULL, *copy = NULL;
@@ -187,17 +179,9 @@ static void test_known_answer(void) {
     fl_create(&config, &layer);
     const fl_weights w = {.size = sizeof w, .weight_ih = {one, 4}, .weight_hh = {one, 4}};
     check(fl_set_weights(layer, &w, 1) == FL_OK, "known answer: %s", fl_last_error());
-    const fl_sequence q = {.size = sizeof q,
-                           .T = 2,
-                           .B = 1,
-                           .x = x,
-                           .x_stride_t = 1,
-                           .x_stride_b = 1,
-                           .y = y,
-                           .y_stride_t = 1,
-                           .y_stride_b = 1,
-                           .h_n = &h,
-                           .c_n = &c};
+    fl_sequence q = dense(2, 1, x, 1, y, 1);
+    q.h_n = &h;
+    q.c_n = &c;
     check(fl_forward(layer, &q) == FL_OK, "known answer: %s", fl_last_error());
     double hidden = 0, cell = 0;
     for (int t = 0; t < 2; t++) {
@@ -263,19 +247,11 @@ static void test_guard_pages(const kind *k) {
         for (int ragged = 0; ragged < 2; ragged++) {
             const int64_t lengths[B] = {ragged ? 3 : T, ragged ? 0 : T, T, ragged ? 1 : T};
             float wanted_y[T * B * 2 * H], wanted_h[MOST_ITEMS * B * H];
-            fl_sequence q = {.size = sizeof q,
-                             .T = T,
-                             .B = B,
-                             .x = numbers,
-                             .x_stride_t = B * I,
-                             .x_stride_b = I,
-                             .y = wanted_y,
-                             .y_stride_t = B * D * out,
-                             .y_stride_b = D * out,
-                             .lengths = lengths,
-                             .h0 = numbers,
-                             .c0 = numbers + 3,
-                             .h_n = wanted_h};
+            fl_sequence q = dense(T, B, numbers, I, wanted_y, D * out);
+            q.lengths = lengths;
+            q.h0 = numbers;
+            q.c0 = numbers + 3;
+            q.h_n = wanted_h;
             check(fl_forward(layer, &q) == FL_OK, "%s: %s", k->name, fl_last_error());
 
             const size_t y_bytes = sizeof(float) * (size_t)(T * B * D * out);
@@ -401,15 +377,7 @@ static void test_bad_weights(void) {
     const int64_t count = weights_of(k, w);
     check(fl_create(&config, &layer) == FL_OK, "create");
     float x[I] = {0}, y[P];
-    const fl_sequence q = {.size = sizeof q,
-                           .T = 1,
-                           .B = 1,
-                           .x = x,
-                           .x_stride_t = I,
-                           .x_stride_b = I,
-                           .y = y,
-                           .y_stride_t = P,
-                           .y_stride_b = P};
+    const fl_sequence q = dense(1, 1, x, I, y, P);
     refused(fl_forward(layer, &q), FL_NO_WEIGHTS, "weights", "forward without weights");
     fl_stream *stream;
     refused(fl_stream_create(layer, 1, NULL, NULL, &stream), FL_NO_WEIGHTS, "weights", "stream without weights");
@@ -446,15 +414,7 @@ static void test_bad_sequence(void) {
     fl_layer *layer = layer_of(&kinds[0]);
     float x[T * B * I] = {0}, y[T * B * H];
     const int64_t long_one[B] = {1, T + 1, 0, 0}, negative[B] = {1, 2, 3, -1};
-    const fl_sequence good = {.size = sizeof good,
-                              .T = T,
-                              .B = B,
-                              .x = x,
-                              .x_stride_t = B * I,
-                              .x_stride_b = I,
-                              .y = y,
-                              .y_stride_t = B * H,
-                              .y_stride_b = H};
+    const fl_sequence good = dense(T, B, x, I, y, H);
 #define REFUSE_SEQUENCE(field, value, name)                                         \
     do {                                                                            \
         fl_sequence q = good;                                                       \

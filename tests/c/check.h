@@ -1,6 +1,8 @@
-/* What the C programs of this directory share: counting, numbers of either dtype, a small generator. */
+/* What the C programs of this directory share: counting, numbers of either dtype, a small generator, a dense sequence. */
 #ifndef FL_TEST_CHECK_H
 #define FL_TEST_CHECK_H
+
+#include "fastlstm.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -50,6 +52,19 @@ static inline double get(const void *array, int64_t size, int64_t i) {
 static inline void put(void *array, int64_t size, int64_t i, double value) {
     if (size == 4) ((float *)array)[i] = (float)value;
     else ((double *)array)[i] = value;
+}
+
+/* x [T, B, inputs] to y [T, B, outputs], nothing between their rows, no states. */
+static inline fl_sequence dense(int64_t T, int64_t B, const void *x, int64_t inputs, void *y, int64_t outputs) {
+    return (fl_sequence){.size = sizeof(fl_sequence),
+                         .T = T,
+                         .B = B,
+                         .x = x,
+                         .x_stride_t = B * inputs,
+                         .x_stride_b = inputs,
+                         .y = y,
+                         .y_stride_t = B * outputs,
+                         .y_stride_b = outputs};
 }
 
 /* The same bits: -0 is not 0, but one NaN is another. */

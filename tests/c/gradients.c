@@ -142,20 +142,12 @@ static typed type(const problem *p, fl_dtype dtype) {
     c.dtype = (int32_t)dtype;
     check(fl_create(&c, &t.layer) == FL_OK, "%s: %s", p->name, fl_last_error());
     set_weights(p, &t);
-    t.q = (fl_sequence){.size = sizeof t.q,
-                        .T = p->T,
-                        .B = p->B,
-                        .x = t.v[0],
-                        .x_stride_t = p->B * I,
-                        .x_stride_b = I,
-                        .y = t.y,
-                        .y_stride_t = p->B * width,
-                        .y_stride_b = width,
-                        .lengths = p->lengths,
-                        .h0 = t.v[1],
-                        .c0 = p->v[2].count ? t.v[2] : NULL,
-                        .h_n = t.h_n,
-                        .c_n = p->v[2].count ? t.c_n : NULL};
+    t.q = dense(p->T, p->B, t.v[0], I, t.y, width);
+    t.q.lengths = p->lengths;
+    t.q.h0 = t.v[1];
+    t.q.c0 = p->v[2].count ? t.v[2] : NULL;
+    t.q.h_n = t.h_n;
+    t.q.c_n = p->v[2].count ? t.c_n : NULL;
     return t;
 }
 

@@ -121,20 +121,12 @@ static void test(network *n, fl_dtype dtype, bool ragged) {
     check(fl_create(&n->c, &layer) == FL_OK, "%s: %s", n->name, fl_last_error());
     check(fl_set_weights(layer, w, items) == FL_OK, "%s: %s", n->name, fl_last_error());
     const bool has_c = n->c.cell == FL_LSTM;
-    const fl_sequence q = {.size = sizeof q,
-                           .T = T,
-                           .B = B,
-                           .x = x_t,
-                           .x_stride_t = B * I,
-                           .x_stride_b = I,
-                           .y = y,
-                           .y_stride_t = B * D * P,
-                           .y_stride_b = D * P,
-                           .lengths = lengths,
-                           .h0 = h_t,
-                           .c0 = has_c ? c_t : NULL,
-                           .h_n = h_n,
-                           .c_n = has_c ? c_n : NULL};
+    fl_sequence q = dense(T, B, x_t, I, y, D * P);
+    q.lengths = lengths;
+    q.h0 = h_t;
+    q.c0 = has_c ? c_t : NULL;
+    q.h_n = h_n;
+    q.c_n = has_c ? c_n : NULL;
     check(fl_forward(layer, &q) == FL_OK, "%s: %s", n->name, fl_last_error());
     fl_stream *stream = NULL;
     void *steps = as_type(NULL, T * B * P, size);

@@ -34,16 +34,8 @@ static void set_weights(int set) {
 }
 
 static fl_status forward(float *y) {
-    const fl_sequence q = {.size = sizeof q,
-                           .T = T,
-                           .B = B,
-                           .x = x,
-                           .x_stride_t = B * I,
-                           .x_stride_b = I,
-                           .y = y,
-                           .y_stride_t = B * H,
-                           .y_stride_b = H,
-                           .lengths = lengths};
+    fl_sequence q = dense(T, B, x, I, y, H);
+    q.lengths = lengths;
     return fl_forward(layer, &q);
 }
 
@@ -245,16 +237,8 @@ static float wanted_gradients[2][BACK];
 static atomic_long stale;
 
 static fl_status record(float *y, int64_t checkpoint, fl_tape **tape) {
-    const fl_sequence q = {.size = sizeof q,
-                           .T = T,
-                           .B = B,
-                           .x = x,
-                           .x_stride_t = B * I,
-                           .x_stride_b = I,
-                           .y = y,
-                           .y_stride_t = B * H,
-                           .y_stride_b = H,
-                           .lengths = lengths};
+    fl_sequence q = dense(T, B, x, I, y, H);
+    q.lengths = lengths;
     return fl_record(layer, 0, &q, checkpoint, tape);
 }
 

@@ -183,20 +183,13 @@ static char *item_of(const network *n, void *states, int64_t layer, int64_t B, i
 
 static fl_sequence sequence_of(const network *n, const problem *p, const result *r) {
     const bool has_c = n->k->cell == FL_LSTM;
-    return (fl_sequence){.size = sizeof(fl_sequence),
-                         .T = p->T,
-                         .B = p->B,
-                         .x = p->x,
-                         .x_stride_t = p->B * I,
-                         .x_stride_b = I,
-                         .y = r->y,
-                         .y_stride_t = p->B * n->D * n->P,
-                         .y_stride_b = n->D * n->P,
-                         .lengths = p->lengths,
-                         .h0 = p->h0,
-                         .c0 = has_c ? p->c0 : NULL,
-                         .h_n = r->h_n,
-                         .c_n = has_c ? r->c_n : NULL};
+    fl_sequence q = dense(p->T, p->B, p->x, I, r->y, n->D * n->P);
+    q.lengths = p->lengths;
+    q.h0 = p->h0;
+    q.c0 = has_c ? p->c0 : NULL;
+    q.h_n = r->h_n;
+    q.c_n = has_c ? r->c_n : NULL;
+    return q;
 }
 
 static fl_gradient *field_of(fl_weight_gradients *w, int j) {
@@ -806,16 +799,8 @@ static void test_known_answer(void) {
     check(fl_create(&config, &layer) == FL_OK, "known answer: %s", fl_last_error());
     const fl_weights w = {.size = sizeof w, .weight_ih = {&one, 1}, .weight_hh = {&one, 1}};
     check(fl_set_weights(layer, &w, 1) == FL_OK, "known answer: %s", fl_last_error());
-    const fl_sequence q = {.size = sizeof q,
-                           .T = 2,
-                           .B = 1,
-                           .x = x,
-                           .x_stride_t = 1,
-                           .x_stride_b = 1,
-                           .y = y,
-                           .y_stride_t = 1,
-                           .y_stride_b = 1,
-                           .h0 = &h0};
+    fl_sequence q = dense(2, 1, x, 1, y, 1);
+    q.h0 = &h0;
     check(fl_record(layer, 0, &q, 0, &tape) == FL_OK, "known answer: %s", fl_last_error());
     const fl_gradients g = {.size = sizeof g,
                             .dy = dy,
