@@ -164,7 +164,7 @@ char *fl_memory_h(const fl_layer *layer, const fl_memory *memory, int64_t step);
 char *fl_memory_c(const fl_layer *layer, const fl_memory *memory, int64_t step);
 char *fl_memory_z(const fl_layer *layer, const fl_memory *memory, int64_t step);
 
-/* The calls for one tile of a phase, filled in but for what changes from step to step. */
+/* The calls for one tile of a phase, filled in but for what changes from step to step: input, output, a tape's memory. */
 typedef struct fl_calls {
     fl_product_args product;
     fl_cell_args cell;
@@ -174,7 +174,7 @@ typedef struct fl_calls {
 /* The tiles of a phase, for `active` rows: units outside, rows inside. */
 typedef struct fl_tiling {
     int64_t width, across, down; /* units of a tile; tiles of units, of rows */
-    fl_calls *calls; /* [across][down] */
+    fl_calls *calls[2]; /* [across][down], for a step from either h */
 } fl_tiling;
 
 typedef struct fl_scan {

@@ -68,7 +68,8 @@ static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t 
     s->scratch_bytes = most(SCRATCH_BYTES, 6 * gates * k->panel_vecs * k->lanes * size);
     s->scratch = fl_take(&a, workers * s->scratch_bytes);
     for (int i = 0; i < layer->cell->phases; i++)
-        s->tiling[i].calls = fl_take(&a, most_tiles(s, i) * (int64_t)sizeof(fl_calls));
+        for (int parity = 0; parity < 2; parity++)
+            s->tiling[i].calls[parity] = fl_take(&a, most_tiles(s, i) * (int64_t)sizeof(fl_calls));
     for (int i = 0; i < 2; i++) s->h_rows[i] = fl_take(&a, rows * (int64_t)sizeof(void *));
     s->between_rows = fl_take(&a, rows * (int64_t)sizeof(void *));
     s->x_rows = fl_take(&a, s->tile_rows * (int64_t)sizeof(void *));
@@ -192,8 +193,8 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
 static bool writes_y(const fl_layer *l, int phase) { return phase == l->cell->phases - 1 && !l->config.proj_size; }
 
 /* Fills in the calls of a tile. The state is the product's last part. */
-static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t begin, int64_t end, int64_t row,
-                       int64_t rows) {
+static void fill_calls(const fl_scan *s, int phase, int parity, fl_calls *calls, int64_t begin, int64_t end,
+                       int64_t row, int64_t rows) {
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
     const int64_t size = k->element_bytes, gates = l->cell->phase[phase].gates, first = begin * gates * size;
@@ -213,6 +214,10 @@ static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t beg
                  .end = end,
                  .z_stride = z_stride,
                  .zx_stride = s->projected_stride,
+                 .h = s->h[parity] + state,
+                 .h_out = (writes_y(l, phase) ? s->h[parity ^ 1] : s->between) + state,
+                 .c = s->c + state,
+                 .c_out = s->c + state,
                  .state_stride = l->hidden_stride,
                  .y = writes_y(l, phase) ? s->y_rows + row : NULL,
                  .peephole = s->weights->peephole,
@@ -226,32 +231,37 @@ static void fill_calls(const fl_scan *s, int phase, fl_calls *calls, int64_t beg
     } else if (l->cell->separate) p->start = (const char *)s->weights->start[phase] + first;
     else p->start_stride = s->projected_stride;
     fl_set_columns(p, s->fused, k, &s->weights->recurrent[phase], gates, begin, end);
+    p->part[s->fused].a = (phase == 0 ? s->h_rows[parity] : s->between_rows) + row;
+}
+
+/* What is elsewhere where a tape remembers. */
+static void follow_memory(const fl_scan *s, int phase, fl_calls *calls) {
+    const int64_t state = calls->state_bytes;
+    fl_cell_args *u = &calls->cell;
+    u->memory = s->z + calls->memory_bytes;
+    if (!s->layer->keep[phase]) u->z = calls->product.out = u->memory;
+    if (phase == 0) calls->product.part[s->fused].a = s->h_in_rows + calls->row;
+    u->h = s->h_in + state;
+    if (u->y) u->h_out = s->h_out + state;
+    u->c = s->c_in + state;
+    u->c_out = s->c_out + state;
 }
 
 /* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
  * function should not be many. */
-static void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch, const fl_calls *next) {
+static inline void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch, const fl_calls *next) {
     const fl_layer *l = s->layer;
-    const int64_t state = calls->state_bytes;
     const char *projected = s->tile + calls->projected_bytes;
     fl_product_args *p = &calls->product;
     fl_cell_args *u = &calls->cell;
     p->out = scratch;
     p->next = next->product.part[0].w;
-    u->z = scratch;
-    if (s->memory) {
-        u->memory = s->z + calls->memory_bytes;
-        if (!l->keep[phase]) u->z = p->out = u->memory;
-    }
-    p->part[s->fused].a = (phase == 0 ? s->h_in_rows : (const void *const *)s->between_rows) + calls->row;
     if (s->fused) p->part[0].a = s->step_x + calls->row;
     else if (!l->cell->separate) p->start = projected;
+    u->z = scratch;
     u->zx = projected;
-    u->h = s->h_in + state;
-    u->h_out = (u->y ? s->h_out : s->between) + state;
-    u->c = s->c_in + state;
-    u->c_out = s->c_out + state;
     u->y_offset = s->y_offset;
+    if (s->memory) follow_memory(s, phase, calls);
     l->kernels->product(p);
     if (s->memory && l->keep[phase]) l->keep[phase](u);
     l->update[phase](u);
@@ -287,8 +297,9 @@ static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
         t->down = (active + height - 1) / height;
         for (int64_t j = 0; j < t->across * t->down; j++) {
             const int64_t begin = j / t->down * t->width, row = j % t->down * height;
-            fill_calls(s, i, &t->calls[j], begin, begin + t->width < H ? begin + t->width : H, row,
-                       row + height < active ? height : active - row);
+            for (int parity = 0; parity < 2; parity++)
+                fill_calls(s, i, parity, &t->calls[parity][j], begin, begin + t->width < H ? begin + t->width : H, row,
+                           row + height < active ? height : active - row);
         }
     }
 }
@@ -301,7 +312,7 @@ static void run_phase(const fl_scan *s, int phase, int64_t slice, int64_t slices
     const int64_t last = (slices == 1 ? t->across : t->across * (slice + 1) / slices) * t->down;
     /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
     const int64_t step = s->parity ? -1 : 1;
-    fl_calls *calls = &t->calls[s->parity ? last - 1 : first];
+    fl_calls *calls = t->calls[s->parity] + (s->parity ? last - 1 : first);
     for (int64_t left = last - first; left > 0; left--, calls += step)
         run_tile(s, phase, calls, scratch, left > 1 ? calls + step : calls);
 }
@@ -360,19 +371,23 @@ static int64_t fill_tile(fl_scan *s, const fl_rows *rows, int64_t t, int64_t ste
 static void begin_step(fl_scan *s, int64_t step) {
     const fl_layer *l = s->layer;
     const int64_t size = l->kernels->element_bytes;
-    s->h_in = h_before(s, step);
-    s->c_in = c_before(s, step);
     if (!s->memory) {
         s->h_out = s->h[s->parity ^ 1];
-        s->c_out = s->c;
-        s->h_in_rows = s->h_rows[s->parity];
         return;
     }
+    s->h_in = h_before(s, step);
+    s->c_in = c_before(s, step);
     s->h_out = h_before(s, step + 1);
     s->c_out = c_before(s, step + 1);
     s->z = fl_memory_z(l, s->memory, step) + s->memory_row * s->memory->z_stride * size;
     for (int64_t r = 0; r < s->active; r++) s->h_rows[0][r] = s->h_in + r * l->output_stride * size;
     s->h_in_rows = s->h_rows[0];
+}
+
+/* Without a team, a call that is compiled in. */
+static inline void run_stage(fl_team *team, fl_stage_fn *fn, fl_scan *s) {
+    if (team) fl_team_stage(team, fn, s);
+    else fn(s, 0, 1, 0);
 }
 
 void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
@@ -389,16 +404,16 @@ void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
             tile_end = t + count;
             fused = !l->cell->separate && !rows->in_place &&
                     (count == 1 || active >= FUSED_ROWS || s->weights->input.depth <= FUSED_INPUTS);
-            if (!fused) fl_team_stage(team, project_input, s);
+            if (!fused) run_stage(team, project_input, s);
             s->tile = s->projected;
             s->step_x = s->x_rows;
         }
         if (active != s->active || fused != s->fused || slices != s->slices) set_active(s, active, fused, slices);
         s->y_offset = t * rows->y_step;
         begin_step(s, t);
-        fl_team_stage(team, first_phase, s);
-        if (l->cell->phases == 2) fl_team_stage(team, second_phase, s);
-        if (l->config.proj_size) fl_team_stage(team, project_output, s);
+        run_stage(team, first_phase, s);
+        if (l->cell->phases == 2) run_stage(team, second_phase, s);
+        if (l->config.proj_size) run_stage(team, project_output, s);
         s->tile += active * row_bytes;
         s->step_x += active;
         s->parity ^= 1;
