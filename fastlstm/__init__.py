@@ -67,9 +67,9 @@ def set_num_threads(n: int) -> None:
 
     The default is FASTLSTM_NUM_THREADS or else the cores that the process may use (affinity and cgroup
     quota). A call takes more than one thread only where its work repays it. Raises TypeError or ValueError
-    unless n is an int of at least 1.
+    unless n is an int in 1..256.
     """
-    _core.set_num_threads(_check.integer("n", n, 1, 2**31 - 1))
+    _core.set_num_threads(_check.integer("n", n, 1, 256))
 
 
 def get_num_threads() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -192,6 +193,9 @@ def options(cell: str, /, **given: Any) -> Options:
         raise ValueError(
             f"activations and nonlinearity={o.nonlinearity!r} exclude each other: give one of them"
         )
+    if o.dropout and o.num_layers == 1:
+        what = f"dropout={o.dropout:g} does nothing with num_layers=1: it acts between the layers of a stack"
+        warnings.warn(what, stacklevel=3)
     if o.proj_size >= o.hidden_size:
         raise ValueError(
             f"proj_size must be in 0..hidden_size - 1 = 0..{o.hidden_size - 1}, got {o.proj_size}"
@@ -632,9 +636,10 @@ def _integers(name: str, value: Any) -> Array:
 
 
 def _in_range(name: str, array: Array, low: int, high: int) -> Array:
-    wrong = np.flatnonzero((array < low) | (array > high))
-    if wrong.size:
-        raise ValueError(f"{name} must be in {low}..{high}, got {array[wrong[0]]} at {wrong[0]}")
+    wrong = np.argwhere((array < low) | (array > high))
+    if len(wrong):
+        at = tuple(int(i) for i in wrong[0])
+        raise ValueError(f"{name} must be in {low}..{high}, got {array[at]} at {', '.join(map(str, at))}")
     return np.ascontiguousarray(array, np.int64)
 
 
@@ -712,6 +717,13 @@ def targets(name: str, value: Any, logits: Array, ignore_index: int) -> tuple[Ar
     array = array.reshape(-1)
     counted = array != ignore_index
     return _in_range(name, np.where(counted, array, 0), 0, logits.shape[-1] - 1), counted
+
+
+def trainable(name: str, value: Any) -> Any:
+    """What has `state_dict` and `load_state_dict`."""
+    if not all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")):
+        raise TypeError(f"{name} must be a layer or a Sequential, got {_got(value)}")
+    return value
 
 
 def gradients(name: str, value: Any, parameters: Mapping[str, Array] | None = None) -> dict[str, Array]:

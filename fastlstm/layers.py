@@ -290,7 +290,8 @@ class LSTM(_Layer):
     num_layers: L layers, each on the output of the one before. At most 1024.
     bias: with or without bias_ih and bias_hh.
     batch_first: x and output are [B, T, ..]. States stay [L*D, B, ..].
-    dropout: probability of a zero between layers in training, 0..1; no effect in a call.
+    dropout: probability of a zero between layers in training, 0..1; no effect in a call, nor with one layer
+        (which warns).
     bidirectional: D = 2, the output is [.., forward, backward].
     proj_size: P > 0 makes h' = W_hr (o⊙tanh(c')) [.., P]; 0 ≤ P < H.
     dtype: "float32" or "float64".

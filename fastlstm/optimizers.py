@@ -49,7 +49,7 @@ class _Optimizer:
     _slots: ClassVar[dict[str, str | None]]
 
     def __init__(self, module: Module, lr: float, weight_decay: float) -> None:
-        self._module = module
+        self._module: Module = _check.trainable("module", module)
         self.lr = lr
         self._weight_decay = _check.number("weight_decay", weight_decay, 0.0, math.inf)
         self._states: dict[str, dict[str, Any]] = {}  # by parameter: "step" and the slots

@@ -6,7 +6,7 @@ The stack is recorded layer by layer, for dropout acts between layers; all else 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +114,9 @@ class Tape:
             self._cores[index].backward(dy, *final, dx, *first, mine)
             dy = self._dropped(dx, self._masks[index - 1]) if index and self._masks else dx
         return Gradients(self._caller_order(dx), self._join([dh0, *dc0]), parameters)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Tape cannot be pickled: keep its layer and what it recorded")
 
     def _dropped(self, x: Array, keep: Array) -> Array:
         """x where it is kept, scaled so that its mean stays; zeros elsewhere, but NaN stays."""

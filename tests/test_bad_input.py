@@ -1,5 +1,7 @@
 """Bad input raises TypeError or ValueError that names the argument, what came and what was wanted."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -408,7 +410,16 @@ def test_strict_and_threads():
         (-2, ValueError),
         (1.0, TypeError),
         (True, TypeError),
-        (2**40, ValueError),
+        (257, ValueError),
     ):
-        with pytest.raises(error, match="n must be an int"):
+        with pytest.raises(error, match=r"n must be an int in 1\.\.256"):
             fastlstm.set_num_threads(value)
+
+
+def test_dropout_needs_layers():
+    """As PyTorch, which warns too."""
+    with pytest.warns(UserWarning, match="dropout=0.5 does nothing with num_layers=1"):
+        fastlstm.GRU(3, 4, dropout=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastlstm.GRU(3, 4, 2, dropout=0.5)

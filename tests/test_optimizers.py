@@ -256,6 +256,8 @@ def test_a_state_that_does_not_fit_changes_nothing():
     [
         (lambda w: fastlstm.SGD(w, lr=-1), ValueError, "lr"),
         (lambda w: fastlstm.SGD(w, lr=math.nan), ValueError, "lr"),
+        (lambda w: fastlstm.SGD(w.state_dict()), TypeError, "module must be a layer .*, got dict"),
+        (lambda w: fastlstm.Adam(None), TypeError, "module"),
         (lambda w: fastlstm.SGD(w, lr="1"), TypeError, "lr"),
         (lambda w: fastlstm.SGD(w, momentum=-0.1), ValueError, "momentum"),
         (lambda w: fastlstm.SGD(w, weight_decay=-1), ValueError, "weight_decay"),

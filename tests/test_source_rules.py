@@ -152,7 +152,7 @@ def test_kernel_headers_name_their_tests():
 
 def test_python_validates_in_one_place():
     """Elsewhere: what a method does not do at all, whatever it is given."""
-    known = ("stream", "mode must be", "a Stream cannot")
+    known = ("stream", "mode must be", "a Stream cannot", "a Tape cannot")
     others = ("_check.py", "_files.py", "reference.py", "cli.py", "_demo.py", "_train.py", "__main__.py")
     for path in PACKAGE.glob("*.py"):
         if path.name in others:

@@ -192,9 +192,11 @@ def test_pickle_of_a_subclass():
         assert twin.tag == "x"
 
 
-def test_stream_is_not_pickled():
+def test_streams_and_tapes_are_not_pickled():
     with pytest.raises(TypeError, match="Stream cannot be pickled"):
         pickle.dumps(LAYERS[0].stream())
+    with pytest.raises(TypeError, match="Tape cannot be pickled"):
+        pickle.dumps(LAYERS[0].record(np.zeros((2, LAYERS[0].input_size))))
 
 
 # --- files --------------------------------------------------------------------------------------------------
