@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastlstm._bench import main  # noqa: E402
+from fastlstm.cli import main  # noqa: E402
 
-sys.exit(main())
+sys.exit(main(["bench", *sys.argv[1:]]))

@@ -319,8 +319,8 @@ static void add_sum(const backward_call *call, int64_t depth, const char *dz, in
                           .out = (char *)out + m.begin * k->element_bytes});
 }
 
-/* The bytes after `rows` rows of a gradient, or NULL. */
-static void *past(const fl_gradient *g, int64_t bytes) { return g->data ? (char *)g->data + bytes : NULL; }
+/* A gradient from some byte on; NULL for what is not wanted, or what the layer has not. */
+static void *past(const fl_gradient *g, int64_t bytes) { return g->data && g->count ? (char *)g->data + bytes : NULL; }
 
 /* Gates in a row whose blocks of dz are in a row too: their weights are one matrix. */
 static int64_t run_of(const fl_cell *cell, bool recurrent, int64_t gate) {
@@ -594,13 +594,17 @@ fl_status fl_backward(fl_tape *tape, const fl_gradients *g) {
     if (!g) return fl_fail(FL_BAD_ARGUMENT, "gradients: NULL");
     if (g->size != sizeof *g) return fl_fail(FL_BAD_ARGUMENT, "gradients: size is not sizeof(fl_gradients)");
     if (tape->place[tape->steps] && !g->dy) return fl_fail(FL_BAD_ARGUMENT, "dy: NULL");
+    const int64_t T = tape->sequence.T, B = tape->sequence.B;
+    fl_status status = fl_check_strides("dy", g->dy_stride_t, T, g->dy_stride_b, B);
+    if (!status && g->dx) status = fl_check_strides("dx", g->dx_stride_t, T, g->dx_stride_b, B);
+    if (status) return status;
     fl_pack *now = fl_layer_pack(tape->layer);
     fl_pack_release(now); /* ours keeps its own reference: its address is not given to another */
     if (now != tape->pack)
         return fl_fail(FL_STALE, "tape: the layer's weights have been set since it was recorded; record again");
     backward_call call = {.tape = tape, .g = g, .layer = tape->layer};
     char *memory = NULL;
-    const fl_status status = run_backward(&call, &memory);
+    status = run_backward(&call, &memory);
     free(call.begin);
     fl_os_free(memory);
     return status;

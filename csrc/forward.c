@@ -268,6 +268,14 @@ int64_t fl_step_threads(const fl_layer *l, int64_t B) {
     return threads;
 }
 
+fl_status fl_check_strides(const char *name, int64_t stride_t, int64_t T, int64_t stride_b, int64_t B) {
+    if (!fl_stride_fits(stride_t, T))
+        return fl_fail(FL_BAD_ARGUMENT, "%s_stride_t is %lld: too large", name, (long long)stride_t);
+    if (!fl_stride_fits(stride_b, B))
+        return fl_fail(FL_BAD_ARGUMENT, "%s_stride_b is %lld: too large", name, (long long)stride_b);
+    return FL_OK;
+}
+
 fl_status fl_check_sequence(const fl_layer *l, const fl_sequence *q) {
     if (!l) return fl_fail(FL_BAD_ARGUMENT, "layer: NULL");
     if (!q) return fl_fail(FL_BAD_ARGUMENT, "sequence: NULL");
@@ -282,7 +290,8 @@ fl_status fl_check_sequence(const fl_layer *l, const fl_sequence *q) {
         return fl_fail(FL_BAD_ARGUMENT, "T is %lld and B %lld: too large", (long long)q->T, (long long)q->B);
     if (q->T && q->B && !q->x) return fl_fail(FL_BAD_ARGUMENT, "x: NULL");
     if (q->T && q->B && !q->y) return fl_fail(FL_BAD_ARGUMENT, "y: NULL");
-    return FL_OK;
+    const fl_status status = fl_check_strides("x", q->x_stride_t, q->T, q->x_stride_b, q->B);
+    return status ? status : fl_check_strides("y", q->y_stride_t, q->T, q->y_stride_b, q->B);
 }
 
 int64_t *fl_take_lengths(const fl_sequence *q, int64_t *steps) {

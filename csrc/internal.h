@@ -118,6 +118,7 @@ fl_layer *fl_layer_retain(const fl_layer *layer);
 fl_pack *fl_layer_pack(const fl_layer *layer); /* a reference, or NULL */
 int64_t fl_round_up(int64_t n, int64_t unit);
 bool fl_mul(int64_t a, int64_t b, int64_t *product); /* false: overflow */
+bool fl_stride_fits(int64_t stride, int64_t n); /* n strides, in bytes, and the sum of two such */
 
 /* --- threads.c --- */
 enum { FL_MOST_THREADS = 256 };
@@ -238,6 +239,7 @@ void fl_set_columns(fl_product_args *product, int i, const fl_kernels *kernels, 
 
 /* --- forward.c: the order of rows and how work is split --- */
 fl_status fl_check_sequence(const fl_layer *layer, const fl_sequence *sequence);
+fl_status fl_check_strides(const char *name, int64_t stride_t, int64_t T, int64_t stride_b, int64_t B);
 /* Our own, checked copy [B], and the sum; NULL: fl_fail called, *steps < 0 if a length is wrong. */
 int64_t *fl_take_lengths(const fl_sequence *sequence, int64_t *steps);
 bool fl_sort_rows(int64_t B, const int64_t *length, int64_t *order); /* by falling length; false: no memory */

@@ -196,11 +196,10 @@ static fl_status check_rows(const fl_linear *l, int64_t rows, const char *in_nam
                             const char *out_name, const void *out) {
     if (!l) return fl_fail(FL_BAD_ARGUMENT, "linear: NULL");
     const int64_t widest = l->in_features > l->out_features ? l->in_features : l->out_features;
-    const uint64_t apart = stride < 0 ? -(uint64_t)stride : (uint64_t)stride;
     int64_t n;
     if (rows < 0 || !fl_mul(rows, 16 * widest, &n))
         return fl_fail(FL_BAD_ARGUMENT, "rows is %lld, wanted 0 or more, and not too many", (long long)rows);
-    if (apart > INT64_MAX || !fl_mul((int64_t)apart, 16, &n) || !fl_mul(n, rows, &n))
+    if (!fl_stride_fits(stride, rows))
         return fl_fail(FL_BAD_ARGUMENT, "%s_stride is %lld: too large", in_name, (long long)stride);
     if (rows && !in) return fl_fail(FL_BAD_ARGUMENT, "%s: NULL", in_name);
     if (rows && !out) return fl_fail(FL_BAD_ARGUMENT, "%s: NULL", out_name);

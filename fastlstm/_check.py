@@ -714,9 +714,11 @@ def targets(name: str, value: Any, logits: Array, ignore_index: int) -> tuple[Ar
             f"{name} must hold one class for each row of logits [.., C], "
             f"of shape {logits.shape[:-1]}, got {array.shape}"
         )
-    array = array.reshape(-1)
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits must hold at least one class, got shape {logits.shape}")
     counted = array != ignore_index
-    return _in_range(name, np.where(counted, array, 0), 0, logits.shape[-1] - 1), counted
+    found = _in_range(name, np.where(counted, array, 0), 0, logits.shape[-1] - 1)
+    return found.reshape(-1), counted.reshape(-1)
 
 
 def trainable(name: str, value: Any) -> Any:
@@ -757,7 +759,8 @@ def optimizer_state(
     """
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must map names to numbers and arrays, got {type(value).__name__}")
-    slots = [slot for slot, setting in all_slots.items() if setting is None or value.get(setting)]
+    settings = {key: number(f"{name}[{key!r}]", value[key], 0.0, math.inf) for key in numbers if key in value}
+    slots = [slot for slot, setting in all_slots.items() if setting is None or settings.get(setting)]
     keys = ("step", *slots)
     begun = [p for p in parameters if any(f"{key}/{p}" in value for key in keys)]
     wanted = [*numbers, *(f"{key}/{p}" for p in begun for key in keys)]
@@ -768,14 +771,13 @@ def optimizer_state(
     wrong = "; ".join(f"{what}: {_listing(names)}" for what, names in found.items() if names)
     if wrong:
         raise ValueError(f"{name} does not fit this optimizer and its module: {wrong}")
-    settings = {key: number(f"{name}[{key!r}]", value[key], 0.0, math.inf) for key in numbers}
     states: dict[str, dict[str, Any]] = {}
     for p in begun:
         arrays = {
             slot: floats_like(f"{name}[{slot + '/' + p!r}]", value[f"{slot}/{p}"], p, parameters[p])
             for slot in slots
         }
-        step = integer(f"{name}[{'step/' + p!r}]", value[f"step/{p}"], 0)
+        step = integer(f"{name}[{'step/' + p!r}]", value[f"step/{p}"], 0, 2**63 - 1)
         states[p] = {"step": step} | {slot: a.copy() for slot, a in arrays.items()}
     return settings, states
 
@@ -813,13 +815,17 @@ def forget_bias(name: str, value: Any, layer: Any) -> float:
 
 def recurrent_layers(name: str, value: Any) -> list[Any]:
     """The recurrent layer itself, or those of a Sequential; at least one."""
-    if hasattr(value, "hidden_size"):
+
+    def recurrent(layer: Any) -> bool:  # and not PyTorch's, whose dtype is no NumPy dtype
+        return hasattr(layer, "hidden_size") and isinstance(getattr(layer, "dtype", None), np.dtype)
+
+    if recurrent(value):
         return [value]
     try:
         layers = [value[k] for k in range(len(value))]
     except TypeError:
         layers = []
-    found = [layer for layer in layers if hasattr(layer, "hidden_size")]
+    found = [layer for layer in layers if recurrent(layer)]
     if not found:
         raise TypeError(f"{name} must be a recurrent layer or a Sequential with one, got {_got(value)}")
     return found

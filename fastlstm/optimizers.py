@@ -63,6 +63,9 @@ class _Optimizer:
     def lr(self, value: float) -> None:
         self._lr = _check.number("lr", value, 0.0, math.inf)
 
+    def _check_settings(self, settings: Mapping[str, float]) -> None:
+        """Refuse settings that the constructor would."""
+
     def _update(self, parameter: Array, gradient: Array, state: dict[str, Any]) -> None:
         """Change the parameter and its state in place. The gradient may be the caller's own array."""
         raise NotImplementedError
@@ -109,6 +112,7 @@ class _Optimizer:
         settings, states = _check.optimizer_state(
             "state_dict", state_dict, self._settings, self._slots, self._module.state_dict()
         )
+        self._check_settings(settings)
         for name, value in settings.items():
             setattr(self, f"_{name}", value)
         self._states = states
@@ -146,6 +150,10 @@ class SGD(_Optimizer):
         self._nesterov = float(_check.flag("nesterov", nesterov))
         if nesterov:
             _check.nesterov(self._momentum, self._dampening)
+
+    def _check_settings(self, settings: Mapping[str, float]) -> None:
+        if settings["nesterov"]:
+            _check.nesterov(settings["momentum"], settings["dampening"])
 
     def _update(self, parameter: Array, gradient: Array, state: dict[str, Any]) -> None:
         if self._weight_decay:
@@ -197,14 +205,21 @@ class Adam(_Optimizer):
         self._eps = _check.number("eps", eps, 0.0, math.inf)
         self._amsgrad = float(_check.flag("amsgrad", amsgrad))
 
+    def _check_settings(self, settings: Mapping[str, float]) -> None:
+        _check.betas("betas", (settings["beta1"], settings["beta2"]))
+
     def _update(self, parameter: Array, gradient: Array, state: dict[str, Any]) -> None:
         if self._weight_decay and self._decoupled:
             parameter *= 1 - self._lr * self._weight_decay
         elif self._weight_decay:
             gradient = gradient + self._weight_decay * parameter
         mean, square, scratch = state["exp_avg"], state["exp_avg_sq"], np.subtract(gradient, state["exp_avg"])
-        scratch *= 1 - self._beta1
-        mean += scratch
+        if self._beta1 > 0.5:  # as torch.lerp: from the nearer end
+            scratch *= 1 - self._beta1
+            mean += scratch
+        else:
+            scratch *= self._beta1
+            np.subtract(gradient, scratch, out=mean)
         np.multiply(gradient, gradient, out=scratch)
         scratch *= 1 - self._beta2
         square *= self._beta2

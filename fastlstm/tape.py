@@ -121,7 +121,8 @@ class Tape:
     def _dropped(self, x: Array, keep: Array) -> Array:
         """x where it is kept, scaled so that its mean stays; zeros elsewhere, but NaN stays."""
         p = self._layer._options.dropout
-        dropped: Array = x * (keep / (1 - p) if p < 1 else keep).astype(x.dtype)
+        with np.errstate(all="ignore"):  # inf and NaN are values like any other
+            dropped: Array = x * (keep / (1 - p) if p < 1 else keep).astype(x.dtype)
         return dropped
 
     def _empty(self, steps: int, batch: int, width: int, caller: bool) -> Array:

@@ -8,6 +8,7 @@ import copy
 import gc
 import itertools
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -762,3 +763,13 @@ def test_refused_by_shape_in_either_order_and_unbatched(cell):
     for call in (lambda: layer.record(), lambda: alone.backward(), lambda: layer.record(1, 2, 3)):
         with pytest.raises(TypeError):
             call()
+
+
+def test_infinities_meet_dropout_in_silence():
+    """inf times 0 is NaN, as in PyTorch, and no warning."""
+    layer = fastlstm.RNN(1, 2, 2, nonlinearity="relu", dropout=0.5)
+    layer.load_state_dict({name: np.abs(v) * np.float32(1e30) for name, v in layer.state_dict().items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tape = layer.record(np.full((3, 1, 1), 1e9, np.float32), dropout_seed=0)
+        tape.backward(np.ones((3, 1, 2), np.float32))

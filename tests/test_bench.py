@@ -187,4 +187,10 @@ def test_misuse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert _bench.main(["--threads", "0"]) == _bench.main(["--isa", "abacus"]) == 2
     monkeypatch.setenv("FASTLSTM_BENCH_CHILD", "1")
     assert _bench.main(["--peers", "numpy,abacus"]) == 2
-    assert "abacus" in capsys.readouterr().err
+    assert "abacus" in (told := capsys.readouterr().err) and "there are numpy, torch" in told
+    assert _bench.main(["--rows", "abacus"]) == 2
+    wrong = {"--rows": "[", "--budget": "nan", "--check-targets": __file__}
+    for option, value in wrong.items():
+        with pytest.raises(SystemExit, match="2"):
+            _bench.main([option, value])
+        assert option in capsys.readouterr().err

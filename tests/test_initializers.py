@@ -147,3 +147,11 @@ def test_refusals_name_the_argument(make, options, error, blamed):
         fastlstm.initialize(module, **options)
     after = [layer.state_dict() for layer in layers if hasattr(layer, "state_dict")]
     assert all(map(same_bits, before, after))
+
+
+def test_a_layer_of_another_library_is_refused():
+    class Foreign:
+        hidden_size, dtype = 3, "torch.float32"
+
+    with pytest.raises(TypeError, match="must be a recurrent layer or a Sequential"):
+        fastlstm.initialize(Foreign())

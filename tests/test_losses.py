@@ -226,6 +226,8 @@ def test_dtypes():
         (lambda: fastlstm.log_softmax([1.0], 0.0), TypeError, "axis"),
         (lambda: fastlstm.cross_entropy([[1.0, 2.0]], [2]), ValueError, "targets must be in 0..1, got 2"),
         (lambda: fastlstm.cross_entropy([[1.0, 2.0]], [-1]), ValueError, "targets"),
+        (lambda: fastlstm.cross_entropy(np.ones((2, 1, 2)), [[1], [3]]), ValueError, "got 3 at 1, 0"),
+        (lambda: fastlstm.cross_entropy(np.ones((3, 0)), [0, 0, 0]), ValueError, "logits must hold"),
         (lambda: fastlstm.cross_entropy([[1.0, 2.0]], [0.0]), TypeError, "targets must be integers"),
         (lambda: fastlstm.cross_entropy([[1.0, 2.0]], 0), ValueError, "targets"),
         (lambda: fastlstm.cross_entropy([[1.0, 2.0]], [[0]]), ValueError, "targets"),

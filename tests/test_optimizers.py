@@ -234,6 +234,10 @@ def test_a_state_that_does_not_fit_changes_nothing():
         ({"exp_avg/a": np.zeros(2)}, ValueError, "exp_avg/a"),
         ({"step/a": -1}, ValueError, "step/a"),
         ({"step/a": 1.5}, TypeError, "step/a"),
+        ({"step/a": 10**400}, ValueError, "step/a"),
+        ({"beta1": 1.0}, ValueError, "betas"),
+        ({"beta2": 5.0}, ValueError, "betas"),
+        ({"amsgrad": np.ones(2)}, TypeError, "amsgrad"),
         ({"what": 1}, ValueError, "unexpected: what"),
         ({"max_exp_avg_sq/a": np.zeros(1)}, ValueError, "unexpected: max_exp_avg_sq/a"),
         ({"momentum": 0.9}, ValueError, "unexpected: momentum"),
@@ -246,6 +250,24 @@ def test_a_state_that_does_not_fit_changes_nothing():
             optimizer.load_state_dict({name: v for name, v in good.items() if name != missing})
     with pytest.raises(TypeError, match="state_dict"):
         optimizer.load_state_dict([])
+
+
+def test_a_state_that_the_constructor_would_refuse():
+    weights = Weights("float32")
+    optimizer = fastlstm.SGD(weights)
+    with pytest.raises(ValueError, match="nesterov"):
+        optimizer.load_state_dict(optimizer.state_dict() | {"nesterov": 1.0})
+
+
+def test_a_mean_without_memory_is_the_gradient():
+    """As PyTorch's, however large the one before was."""
+    weights = Weights("float32")
+    optimizer = fastlstm.Adam(weights, lr=0.1, betas=(0.0, 0.0))
+    for size in (1e9, 1e-2):
+        before = weights.state_dict()
+        optimizer.step({name: np.full_like(v, size) for name, v in before.items()})
+        for name, v in weights.state_dict().items():
+            assert np.allclose(before[name] - v, 0.1, rtol=1e-4)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import re
 import subprocess
@@ -21,20 +22,52 @@ _CHILD = "FASTLSTM_BENCH_CHILD"  # set in the interpreter that measures
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"wanted seconds above 0, got {text!r}")
+    return value
+
+
+def _result(text: str) -> dict[str, Any]:
+    """A benchmark.json."""
+    from .grid import verdicts
+
+    try:
+        result: dict[str, Any] = json.loads(Path(text).read_text(encoding="utf-8"))
+        list(verdicts(result))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise argparse.ArgumentTypeError(f"{text} is no benchmark.json") from None
+    return result
+
+
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="fastlstm bench", description=(__doc__ or "").replace("\n\n", " "))
     p.add_argument("--threads", type=int, default=1, metavar="N", help="cores, threads of every engine (1)")
     p.add_argument("--isa", metavar="NAME", help="run fastlstm on this path (FASTLSTM_ISA)")
     p.add_argument("--peers", metavar="A,B", help="of numpy, torch, onnxruntime, openvino (all installed)")
-    p.add_argument("--rows", action="append", metavar="REGEX", help="only rows whose name has it; repeatable")
+    only = "only rows whose name has it; repeatable"
+    p.add_argument("--rows", action="append", type=_pattern, metavar="REGEX", help=only)
     p.add_argument("--list", action="store_true", help="print the names of the rows and stop")
-    p.add_argument("--budget", type=float, metavar="S", help="seconds for a row (6; quick 1.5, smoke 0.1)")
+    p.add_argument("--budget", type=_seconds, metavar="S", help="seconds for a row (6; quick 1.5, smoke 0.1)")
     p.add_argument("--quick", action="store_true", help="fewer GRU and RNN rows, less time for each")
     p.add_argument("--smoke", action="store_true", help="a few rows in seconds: that it runs, not how fast")
     p.add_argument("--out", type=Path, metavar="DIR", help="(bench/results in a source tree, else here)")
     p.add_argument("--c-bench", metavar="CMD", help="`CMD I H T` prints the ns a step of the C API")
     targets = "say which speed floors hold in this run, or in that file; exit status 1 if one does not"
-    p.add_argument("--check-targets", nargs="?", const="", metavar="JSON", help=targets)
+    p.add_argument("--check-targets", nargs="?", type=_result, const={}, metavar="JSON", help=targets)
     return p
 
 
@@ -43,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
     if args.check_targets:
-        return _check_targets(json.loads(Path(args.check_targets).read_text(encoding="utf-8")))
+        return _check_targets(args.check_targets)
     if args.list:
         from .grid import rows
 
@@ -52,18 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _measure(args) if os.environ.get(_CHILD) else _spawn(args, argv)
 
 
+def _misuse(message: str) -> int:
+    print(f"fastlstm bench: {message}", file=sys.stderr)
+    return 2
+
+
 def _spawn(args: argparse.Namespace, argv: list[str]) -> int:
     """Measure in a fresh interpreter, pinned to the last of the cores allowed here."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     cores = len(allowed) if allowed else os.cpu_count() or 1
     if not 1 <= args.threads <= cores:
-        print(f"--threads: wanted 1 to {cores}, the cores allowed, got {args.threads}", file=sys.stderr)
-        return 2
+        return _misuse(f"--threads: wanted 1 to {cores}, the cores allowed, got {args.threads}")
     from .._core import isas
 
     if args.isa and args.isa not in isas():
-        print(f"--isa: wanted one of {', '.join(isas())}, got {args.isa}", file=sys.stderr)
-        return 2
+        return _misuse(f"--isa: wanted one of {', '.join(isas())}, got {args.isa}")
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = os.environ | {_CHILD: "1"} | dict.fromkeys(pools, str(args.threads))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH")]))
@@ -86,13 +122,17 @@ def _measure(args: argparse.Namespace) -> int:
     unknown = [name for name in asked if name not in peers.PEERS]
     missing = [name for name in asked if name not in unknown and not peers.installed(name)]
     if unknown or (missing and args.peers is not None):
-        print(f"--peers: unknown or not installed: {', '.join(unknown + missing)}", file=sys.stderr)
-        return 2
+        wrong, known = ", ".join(unknown + missing), ", ".join(peers.PEERS)
+        return _misuse(f"--peers: unknown (there are {known}) or not installed: {wrong}")
     rows = grid.rows()
     if args.rows:
-        rows = [row for row in rows if any(re.search(pattern, row.name) for pattern in args.rows)]
+        rows = [row for row in rows if any(pattern.search(row.name) for pattern in args.rows)]
+        if not rows:
+            return _misuse("--rows: no row has that name; --list prints them")
     elif args.smoke or args.quick:
         rows = [row for row in rows if (row.name in grid.SMOKE if args.smoke else row.in_core)]
+    out = args.out or (_ROOT / "bench" / "results" if (_ROOT / "bench" / "run.py").exists() else Path.cwd())
+    out.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     budget = args.budget or (0.1 if args.smoke else 1.5 if args.quick else 6.0)
     settings = measure.Settings(args.threads, budget, 0.0005 if args.smoke else 0.003, 2 if args.smoke else 5)
 
@@ -119,7 +159,6 @@ def _measure(args: argparse.Namespace) -> int:
     measure.against_48(result["rows"])
     result["machine"]["load_average_after"] = report.load()
 
-    out = args.out or (_ROOT / "bench" / "results" if (_ROOT / "bench" / "run.py").exists() else Path.cwd())
     report.write(result, out)
     print(f"wrote {out / 'benchmark.json'}, .md and .svg")
     failed = sum("left_out" in row for row in result["rows"])

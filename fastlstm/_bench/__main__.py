@@ -1,5 +1,7 @@
+"""`python -m fastlstm._bench`: the benchmark program."""
+
 import sys
 
-from . import main
+from ..cli import main
 
-sys.exit(main())
+sys.exit(main(["bench", *sys.argv[1:]]))

@@ -86,13 +86,15 @@ def write(result: Result, out: Path) -> None:
 
 
 def line(row: Result) -> str:
-    """A row as it is printed while the program runs."""
+    """A row as it is printed while the program runs: what it says, and below it the other engines' times."""
     if "error" in row:
-        return f"{row['name']:26} ERROR {row['error']}"
-    times = "  ".join(f"{name} {_time(e['median_us'])}" for name, e in row["engines"].items())
+        return f"{row['name']:24} ERROR {row['error']}"
     ratio = f"; {row['speedup']:.2f}× as fast as {row['best_peer']}" if "speedup" in row else ""
     rate = f"{row['gflops']:.1f} GFLOP/s, {row['peak_percent']:.0f} % of peak"
-    return f"{row['name']:26} µs: {times}; {rate}{ratio}{_left_out(row)}"
+    others = {name: e["median_us"] for name, e in row["engines"].items() if name != "fastlstm"}
+    times = "  ".join(f"{name} {_time(us)}" for name, us in others.items())
+    first = f"{row['name']:24} {_time(row['us']):>6} µs, {rate}{ratio}"
+    return "\n    ".join(filter(None, (first, times + _left_out(row))))
 
 
 def _left_out(row: Result) -> str:

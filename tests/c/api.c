@@ -430,6 +430,10 @@ static void test_bad_sequence(void) {
     REFUSE_SEQUENCE(B, (int64_t)1 << 56, "B");
     REFUSE_SEQUENCE(x, NULL, "x");
     REFUSE_SEQUENCE(y, NULL, "y");
+    REFUSE_SEQUENCE(x_stride_t, INT64_MAX / 2, "x_stride_t");
+    REFUSE_SEQUENCE(x_stride_b, INT64_MIN, "x_stride_b");
+    REFUSE_SEQUENCE(y_stride_t, INT64_MIN / 4, "y_stride_t");
+    REFUSE_SEQUENCE(y_stride_b, INT64_MAX, "y_stride_b");
     REFUSE_SEQUENCE(lengths, long_one, "lengths[1]");
     REFUSE_SEQUENCE(lengths, negative, "lengths[3]");
     refused(fl_forward(NULL, &good), FL_BAD_ARGUMENT, "layer", "no layer");

@@ -732,6 +732,7 @@ static void test_refusals(void) {
     REFUSE_RECORD(B, (int64_t)1 << 56, "B");
     REFUSE_RECORD(x, NULL, "x");
     REFUSE_RECORD(y, NULL, "y");
+    REFUSE_RECORD(x_stride_t, INT64_MAX / 2, "x_stride_t");
     REFUSE_RECORD(lengths, too_long, "lengths[1]");
     REFUSE_RECORD(lengths, negative, "lengths[2]");
     refused(fl_record(NULL, 0, &good, 0, &tape), FL_BAD_ARGUMENT, "layer", "record of no layer");
@@ -768,6 +769,12 @@ static void test_refusals(void) {
                 field_of(&g.weights[d], j)->count = wrong[i];
                 refused(fl_backward(tape, &g), FL_BAD_ARGUMENT, array_names[j], "a wrong count");
             }
+    g = all;
+    g.dy_stride_t = INT64_MAX / 2;
+    refused(fl_backward(tape, &g), FL_BAD_ARGUMENT, "dy_stride_t", "dy far apart");
+    g = all;
+    g.dx_stride_b = INT64_MIN;
+    refused(fl_backward(tape, &g), FL_BAD_ARGUMENT, "dx_stride_b", "dx far apart");
     check(fl_backward(tape, &all) == FL_OK, "a tape that has refused still works: %s", fl_last_error());
     fl_tape_free(tape);
 
@@ -784,6 +791,31 @@ static void test_refusals(void) {
     problem_free(&p);
     network_free(&n);
     network_free(&plain);
+}
+
+/* No room is asked for the gradient of what is not there: none may be written. */
+static void test_no_bias(void) {
+    const float w[4] = {1, 2, 3, 4}, x[2] = {1, -1}, dy[2] = {1, 1};
+    float y[2], canary = 7;
+    fl_config config;
+    fl_layer *layer;
+    fl_tape *tape;
+    fl_config_init(&config, FL_LSTM, 1, 1);
+    config.bias = 0;
+    check(fl_create(&config, &layer) == FL_OK, "no bias: %s", fl_last_error());
+    const fl_weights weights = {.size = sizeof weights, .weight_ih = {w, 4}, .weight_hh = {w, 4}};
+    check(fl_set_weights(layer, &weights, 1) == FL_OK, "no bias: %s", fl_last_error());
+    const fl_sequence q = dense(2, 1, x, 1, y, 1);
+    check(fl_record(layer, 0, &q, 0, &tape) == FL_OK, "no bias: %s", fl_last_error());
+    const fl_gradients g = {.size = sizeof g,
+                            .dy = dy,
+                            .dy_stride_t = 1,
+                            .dy_stride_b = 1,
+                            .weights = {{.bias_ih = {&canary, 0}, .bias_hh = {&canary, 0}}}};
+    check(fl_backward(tape, &g) == FL_OK, "no bias: %s", fl_last_error());
+    check(canary == 7, "the gradient of a bias that is not there was written");
+    fl_tape_free(tape);
+    fl_free(layer);
 }
 
 /* One input, one unit, weights 1: two steps of an RNN, by hand. */
@@ -828,6 +860,7 @@ int main(void) {
     for (int i = 0; i < BUFFERS; i++) buffers[i] = guarded_create(1 << 17);
     for (int i = 0; i < 2 * ARRAYS; i++) weight_buffers[i / ARRAYS][i % ARRAYS] = guarded_create(1 << 17);
     fl_set_num_threads(2);
+    test_no_bias();
     test_known_answer();
     test_refusals();
     for (int i = 0; i < KINDS; i++) {
