@@ -34,6 +34,7 @@ define venv # path, what to install
 endef
 
 .venv/.built: $(SOURCES)
+	@echo "building the core, a minute or two"
 	$(call venv,.venv,-e .)
 	@touch $@
 
@@ -47,6 +48,7 @@ demo: build ## install, then read a real text with the model that comes along
 
 # Built afresh: no module that an earlier build left behind gets into the wheel.
 build/wheel/.built: $(SOURCES) $(wildcard fastlstm/_bench/*.py fastlstm/data/*) | .venv-test/bin/python
+	@echo "building the wheel, a minute or two"
 	rm -rf build/lib build/lib.* build/wheel
 	.venv-test/bin/python $(PIP) wheel -q --no-deps -w build/wheel .
 	@touch $@

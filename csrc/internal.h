@@ -1,6 +1,6 @@
 /* What the files of csrc/ share. A call goes downward only:
- * layer.c, forward.c, stream.c, linear.c (public entries) -> scan.c (the time loop) -> kernels; beside it pack.c,
- * cells.c, dispatch.c, threads.c; at the bottom os.c. */
+ * layer.c, forward.c, stream.c, tape.c, backward.c, linear.c (public entries) -> scan.c (the time loop) -> kernels;
+ * beside it pack.c, cells.c, dispatch.c, threads.c; at the bottom os.c. */
 #ifndef FL_INTERNAL_H
 #define FL_INTERNAL_H
 
