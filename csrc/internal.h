@@ -1,6 +1,6 @@
 /* What the files of csrc/ share. A call goes downward only:
- * layer.c, forward.c, stream.c, tape.c, backward.c, linear.c (public entries) -> scan.c (the time loop) -> kernels;
- * beside it pack.c, cells.c, dispatch.c, threads.c; at the bottom os.c. */
+ * forward.c, stream.c, backward.c, linear.c (public entries) -> scan.c (the time loop) -> kernels; beside them layer.c,
+ * tape.c, sequence.c, pack.c, cells.c, dispatch.c, threads.c; at the bottom memory.c, error.c, os.c. */
 #ifndef FL_INTERNAL_H
 #define FL_INTERNAL_H
 
@@ -13,6 +13,22 @@
 
 /* --- error.c --- */
 fl_status fl_fail(fl_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- memory.c --- */
+int64_t fl_round_up(int64_t n, int64_t unit);
+bool fl_mul(int64_t a, int64_t b, int64_t *product); /* false: overflow */
+bool fl_stride_fits(int64_t stride, int64_t n); /* n strides, in bytes, and the sum of two such */
+/* Hands out 64-byte aligned parts of a block; with a NULL base it only counts. */
+typedef struct fl_arena {
+    char *base;
+    int64_t used;
+} fl_arena;
+void *fl_take(fl_arena *arena, int64_t bytes);
+void fl_set_row(char *row, const void *from, int64_t bytes); /* from NULL: zeros */
+/* A block of at least so many bytes, maybe one of the layer's spare ones; NULL: no memory. And back to these. */
+char *fl_take_block(const fl_layer *layer, int64_t bytes);
+void fl_give_block(const fl_layer *layer, char *block);
+void fl_free_spares(fl_layer *layer);
 
 /* --- cells.c: what a cell is --- */
 typedef struct fl_phase {
@@ -116,9 +132,6 @@ struct fl_layer {
 
 fl_layer *fl_layer_retain(const fl_layer *layer);
 fl_pack *fl_layer_pack(const fl_layer *layer); /* a reference, or NULL */
-int64_t fl_round_up(int64_t n, int64_t unit);
-bool fl_mul(int64_t a, int64_t b, int64_t *product); /* false: overflow */
-bool fl_stride_fits(int64_t stride, int64_t n); /* n strides, in bytes, and the sum of two such */
 
 /* --- threads.c --- */
 enum { FL_MOST_THREADS = 256 };
@@ -143,15 +156,6 @@ typedef enum fl_split { FL_SPLIT_AUTO = -1, FL_SPLIT_NONE = 0, FL_SPLIT_BATCH = 
 /* For tests: take this split whatever the size; what the calling thread's last fl_forward took. */
 FL_API void fl_force_split(fl_split split);
 FL_API fl_split fl_last_split(void);
-
-/* --- scan.c: memory in parts --- */
-/* Hands out 64-byte aligned parts of a block; with a NULL base it only counts. */
-typedef struct fl_arena {
-    char *base;
-    int64_t used;
-} fl_arena;
-void *fl_take(fl_arena *arena, int64_t bytes);
-void fl_set_row(char *row, const void *from, int64_t bytes); /* from NULL: zeros */
 
 /* --- scan.c: one direction of one layer over time --- */
 /* What some steps of one direction leave for the backward pass. The batch's rows come by falling length; those of step k
@@ -237,7 +241,7 @@ fl_range fl_slice(int64_t units, int64_t step, int64_t slice, int64_t slices);
 void fl_set_columns(fl_product_args *product, int i, const fl_kernels *kernels, const fl_matrix *matrix, int64_t gates,
                     int64_t begin, int64_t end);
 
-/* --- forward.c: the order of rows and how work is split --- */
+/* --- sequence.c --- */
 fl_status fl_check_sequence(const fl_layer *layer, const fl_sequence *sequence);
 fl_status fl_check_strides(const char *name, int64_t stride_t, int64_t T, int64_t stride_b, int64_t B);
 /* Our own, checked copy [B], and the sum; NULL: fl_fail called, *steps < 0 if a length is wrong. */
@@ -245,14 +249,15 @@ int64_t *fl_take_lengths(const fl_sequence *sequence, int64_t *steps);
 bool fl_sort_rows(int64_t B, const int64_t *length, int64_t *order); /* by falling length; false: no memory */
 /* Stretches [begin[i], begin[i + 1]) of `order` with about equally many steps. */
 void fl_share_rows(int64_t B, const int64_t *order, const int64_t *length, int64_t chunks, int64_t *begin);
+
+/* --- forward.c: how work is split --- */
 double fl_estimate_steps_us(const fl_layer *layer, double steps, int64_t batch); /* of all layers */
 /* For `stages` steps of B rows that take so long; *threads becomes 1 where that is best. */
 fl_split fl_choose_split(const fl_layer *layer, int64_t stages, int64_t B, double us, int64_t *threads);
 /* Threads among which a stream's next step splits its units; and the most that there can be. */
 int64_t fl_step_threads(const fl_layer *layer, int64_t B);
 int64_t fl_most_step_threads(const fl_layer *layer, int64_t B);
-/* Runs a tape's layer and fills the tape; or runs a block of its steps again, into other memory [D]. */
-fl_status fl_forward_taped(fl_tape *tape);
+/* Runs a block of a tape's steps again, into other memory [D]. */
 fl_status fl_forward_again(fl_tape *tape, int64_t block, const fl_memory *memory);
 
 /* --- tape.c --- */
@@ -270,11 +275,12 @@ struct fl_tape {
     int64_t *check_place;
     char *check_h[2], *check_c[2];
 };
+/* With all its memory, not yet run; the arguments have been checked. */
+fl_status fl_tape_create(const fl_layer *layer, int64_t index, const fl_sequence *q, int64_t every, fl_tape **tape);
 void fl_tape_keep(const fl_tape *tape, int64_t direction, int64_t block, int64_t row, const void *h, const void *c);
 void fl_tape_kept(const fl_tape *tape, int64_t direction, int64_t block, int64_t row, const void **h, const void **c);
 /* Memory for steps [first, end) of one direction; false: no memory. */
 bool fl_memory_create(const fl_tape *tape, int64_t first, int64_t end, fl_memory *memory, int64_t *bytes);
 void fl_memory_free(const fl_layer *layer, fl_memory *memory);
-void fl_free_spares(fl_layer *layer);
 
 #endif

@@ -7,17 +7,6 @@
 
 enum { MOST_UNITS = 1 << 24, MOST_LAYERS = 1 << 12 };
 
-int64_t fl_round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-bool fl_mul(int64_t a, int64_t b, int64_t *product) {
-    return !__builtin_mul_overflow(a, b, product) && *product <= INT64_MAX / 64;
-}
-
-bool fl_stride_fits(int64_t stride, int64_t n) {
-    int64_t all;
-    return stride > -INT64_MAX && fl_mul(stride < 0 ? -stride : stride, n > 0 ? n : 1, &all);
-}
-
 void fl_config_init(fl_config *c, fl_cell_kind cell, int64_t input_size, int64_t hidden_size) {
     if (!c) return;
     memset(c, 0, sizeof *c);

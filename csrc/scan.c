@@ -29,12 +29,6 @@ static int64_t unit_step(const fl_kernels *k, int64_t gates) {
 
 /* --- memory --- */
 
-void *fl_take(fl_arena *a, int64_t bytes) {
-    void *part = a->base ? a->base + a->used : NULL;
-    a->used += fl_round_up(bytes, 64);
-    return part;
-}
-
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Elements of scratch that a row of the narrowest tile takes. */
@@ -96,11 +90,6 @@ void fl_scan_init(fl_scan *s, const fl_layer *layer, const fl_direction *weights
     /* Padded lanes are computed with, never used: any number will do, but not a stray denormal or NaN of old memory. */
     for (int i = 0; i < 2; i++) memset(s->h[i], 0, (size_t)(rows * layer->output_stride * size));
     memset(s->c, 0, (size_t)(rows * layer->hidden_stride * size));
-}
-
-void fl_set_row(char *row, const void *from, int64_t bytes) {
-    if (from) memcpy(row, from, (size_t)bytes);
-    else memset(row, 0, (size_t)bytes);
 }
 
 /* The rows of the state before a step, or after the last. */

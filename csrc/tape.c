@@ -5,62 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A training step records what the one before has just forgotten, and fresh pages cost as much as some products: so a
- * layer keeps the memory of its last tapes, one for each of its directions. Where a block begins, it says how it goes on. */
-typedef struct fl_spare {
-    struct fl_spare *next;
-    int64_t bytes;
-} fl_spare;
-
-enum { HEADER_BYTES = 64 };
-
-/* A spare block of at least, but not far more than, that many bytes; or a new one. */
-static char *take_block(const fl_layer *layer, int64_t bytes) {
-    fl_layer *l = (fl_layer *)layer; /* spares are not part of what const protects */
-    fl_spare *found = NULL;
-    fl_os_lock();
-    for (fl_spare **at = &l->spare; *at && !found; at = &(*at)->next)
-        if ((*at)->bytes >= bytes && (*at)->bytes / 2 <= bytes) {
-            found = *at;
-            *at = found->next;
-            break;
-        }
-    fl_os_unlock();
-    if (!found) {
-        found = fl_os_alloc(bytes + HEADER_BYTES);
-        if (!found) return NULL;
-        found->bytes = bytes;
-    }
-    return (char *)found + HEADER_BYTES;
-}
-
-static void give_block(const fl_layer *layer, char *block) {
-    if (!block) return;
-    fl_layer *l = (fl_layer *)layer;
-    fl_spare *mine = (fl_spare *)(void *)(block - HEADER_BYTES), *oldest = NULL;
-    const int64_t most = l->config.num_layers * l->directions;
-    fl_os_lock();
-    mine->next = l->spare;
-    l->spare = mine;
-    int64_t count = 0;
-    for (fl_spare **at = &l->spare; *at; at = &(*at)->next)
-        if (++count > most) {
-            oldest = *at;
-            *at = NULL;
-            break;
-        }
-    fl_os_unlock();
-    fl_os_free(oldest);
-}
-
-void fl_free_spares(fl_layer *layer) {
-    while (layer->spare) {
-        fl_spare *gone = layer->spare;
-        layer->spare = gone->next;
-        fl_os_free(gone);
-    }
-}
-
 bool fl_memory_create(const fl_tape *tape, int64_t first, int64_t end, fl_memory *m, int64_t *bytes) {
     const fl_layer *l = tape->layer;
     const int64_t size = l->kernels->element_bytes, rows = tape->place[end] - tape->place[first];
@@ -69,7 +13,7 @@ bool fl_memory_create(const fl_tape *tape, int64_t first, int64_t end, fl_memory
     const int64_t z = fl_round_up(rows * m->z_stride * size, 64);
     const int64_t h = fl_round_up((m->rows + rows) * l->output_stride * size, 64);
     const int64_t c = l->cell->has_c ? (m->rows + rows) * l->hidden_stride * size : 0;
-    m->z = take_block(l, z + h + c);
+    m->z = fl_take_block(l, z + h + c);
     if (!m->z) return false;
     m->h = m->z + z;
     m->c = c ? m->h + h : NULL;
@@ -77,7 +21,7 @@ bool fl_memory_create(const fl_tape *tape, int64_t first, int64_t end, fl_memory
     return true;
 }
 
-void fl_memory_free(const fl_layer *layer, fl_memory *m) { give_block(layer, m->z); }
+void fl_memory_free(const fl_layer *layer, fl_memory *m) { fl_give_block(layer, m->z); }
 
 static char *check_row(const fl_tape *tape, char *rows, int64_t stride, int64_t block, int64_t row) {
     return rows + (tape->check_place[block] + row) * stride * tape->layer->kernels->element_bytes;
@@ -148,28 +92,17 @@ static fl_status fill(fl_tape *tape) {
     if (tape->every && !create_checkpoints(tape)) return no_memory();
     for (int64_t d = 0; d < tape->layer->directions && !tape->every; d++)
         if (!fl_memory_create(tape, 0, tape->steps, &tape->memory[d], &tape->bytes)) return no_memory();
-    return fl_forward_taped(tape);
+    return FL_OK;
 }
 
-fl_status fl_record(const fl_layer *layer, int64_t index, const fl_sequence *q, int64_t checkpoint, fl_tape **out) {
-    if (!out) return fl_fail(FL_BAD_ARGUMENT, "tape: NULL");
-    *out = NULL;
-    fl_status status = fl_check_sequence(layer, q);
-    if (status) return status;
-    if (index < 0 || index >= layer->config.num_layers)
-        return fl_fail(FL_BAD_ARGUMENT, "index is %lld, wanted 0 to %lld", (long long)index,
-                       (long long)layer->config.num_layers - 1);
-    if (checkpoint < 0) return fl_fail(FL_BAD_ARGUMENT, "checkpoint is %lld, wanted 0 or more", (long long)checkpoint);
+fl_status fl_tape_create(const fl_layer *layer, int64_t index, const fl_sequence *q, int64_t every, fl_tape **out) {
     fl_tape *tape = calloc(1, sizeof *tape);
     if (!tape) return no_memory();
     tape->layer = fl_layer_retain(layer);
     tape->index = index;
     tape->sequence = *q;
-    tape->every = checkpoint;
-    status = fill(tape);
-    /* The caller's arrays are done with, but for x. */
-    tape->sequence.y = tape->sequence.h_n = tape->sequence.c_n = NULL;
-    tape->sequence.h0 = tape->sequence.c0 = NULL;
+    tape->every = every;
+    const fl_status status = fill(tape);
     if (status) fl_tape_free(tape);
     else *out = tape;
     return status;
