@@ -46,6 +46,7 @@ BASELINE = 10_000_000  # symbols at most that the n-gram model counts: it takes 
 CHUNK = 256  # steps at a time where nothing is learnt
 WARM_UP = 256  # symbols that each reader of the held-out text reads before those that count
 SECONDS = 5.0  # between two lines of progress
+LOCK = ".lock"  # what the name of a file beside a checkpoint ends in while a run has it
 PATIENCE = 1.0  # seconds after Ctrl-C within which another is taken for the same
 
 
@@ -510,24 +511,60 @@ def train(
     def say(line: str) -> None:
         print(line, file=out, flush=True)
 
-    exists = os.path.lexists(path)
-    if exists and not resume:
-        raise UserError(f"{path} is a run that has not ended: go on with --resume, or remove it")
-    if resume and not exists and os.path.lexists(output):
-        raise UserError(f"--resume: there is no {path}, and {output} is there already: that run has ended")
-    run = _resumed(path, paths, given, say) if exists else _begun(paths, given)
-    _introduce(run, say)
-    say(f"checkpoint: {path}, " + (f"from step {run.step:,}" if exists else "from the beginning"))
-    if os.path.lexists(output):
-        say(f"{output} is there already: it will be replaced when the run ends")
-    if not exists:
-        run.save(path)  # what cannot be written shows now
+    with _alone(path):
+        exists = os.path.lexists(path)
+        if exists and not resume:
+            raise UserError(f"{path} is a run that has not ended: go on with --resume, or remove it")
+        if resume and not exists and os.path.lexists(output):
+            raise UserError(
+                f"--resume: there is no {path}, and {output} is there already: that run has ended"
+            )
+        run = _resumed(path, paths, given, say) if exists else _begun(paths, given)
+        _introduce(run, say)
+        say(f"checkpoint: {path}, " + (f"from step {run.step:,}" if exists else "from the beginning"))
+        if os.path.lexists(output):
+            say(f"{output} is there already: it will be replaced when the run ends")
+        if not exists:
+            run.save(path)  # what cannot be written shows now
+        _learn_visibly(run, path, checkpoint_every, plot, out)
+        _finish(run, output, plot, say)
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def _alone(checkpoint: str) -> Iterator[None]:
+    """While no other run has this checkpoint, where the system can tell. UserError if one has it."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = checkpoint + LOCK  # not the checkpoint itself, whose file is another one after each writing
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _same(file.fileno(), lock):  # which the run that had it has just removed
+                raise BlockingIOError
+        except BlockingIOError:
+            raise UserError(f"another run is writing {checkpoint}: wait for it, or name another -o") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+
+
+def _learn_visibly(run: Run, path: str, checkpoint_every: int, plot: str | None, out: TextIO) -> None:
+    """`learn`, with what it shows meanwhile and what it leaves behind however it ends."""
     progress = Progress(run, out)
     try:
         learn(run, path, checkpoint_every, progress)
     except KeyboardInterrupt:
         progress.close()
-        say(f"stopped; {path} holds step {run.saved:,}, --resume goes on from there")
+        line = f"stopped; {path} holds step {run.saved:,}, --resume goes on from there"
+        print(line, file=out, flush=True)
         raise
     except Diverged as error:
         raise Diverged(f"{error}; {_advice(run, path)}") from error
@@ -536,8 +573,6 @@ def train(
         if plot is not None:
             with contextlib.suppress(OSError):  # what ended the run matters more; else it is drawn again
                 draw(run.curve, plot, None)
-    _finish(run, output, plot, say)
-    os.unlink(path)
 
 
 def _begun(paths: Sequence[str], given: dict[str, Any]) -> Run:
@@ -638,8 +673,9 @@ def _check_targets(texts: Sequence[str], output: str, checkpoint: str, plot: str
         for what, path in (("the model", output), ("its checkpoint", checkpoint)):
             if _same(plot, path):
                 raise UserError(f"--plot {plot} is where {what} is written, wanted another file")
+    targets |= {f"-o {output}: its checkpoint": checkpoint, f"-o {output}: its lock": checkpoint + LOCK}
     for text in texts:
-        for what, path in (*targets.items(), (f"-o {output}: its checkpoint", checkpoint)):
+        for what, path in targets.items():
             if _same(0 if text == "-" else text, path):
                 raise UserError(f"{what} {path} is one of the texts")
 

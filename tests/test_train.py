@@ -466,6 +466,7 @@ def test_texts_are_never_overwritten(text, tmp_path, capsys):
     checkpoint.write_text(TEXT)
     err = refused(capsys, text, checkpoint, "-o", tmp_path / "m", "--resume")
     assert "its checkpoint" in err and "is one of the texts" in err
+    assert "is one of the texts" in refused(capsys, f"{checkpoint}.lock", "-o", tmp_path / "m")
     assert text.read_text() == checkpoint.read_text() == TEXT and not (tmp_path / "m").exists()
 
 
@@ -615,6 +616,22 @@ def test_runs_that_are_there_already(text, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     warned = lines.index(f"{output} is there already: it will be replaced when the run ends")
     assert warned < next(k for k, line in enumerate(lines) if line.startswith("step "))
+
+
+def test_two_runs_at_once(text, tmp_path, monkeypatch, capsys):
+    """The second is refused, and the first goes on; what a killed run leaves is in nobody's way."""
+    pytest.importorskip("fcntl")
+    (tmp_path / "m.checkpoint.lock").write_bytes(b"")
+    original, errors = _train.learn, []
+
+    def learn(*arguments):
+        errors.append(refused(capsys, text, "-o", tmp_path / "m", "--resume"))
+        original(*arguments)
+
+    monkeypatch.setattr(_train, "learn", learn)
+    train(text, tmp_path / "m")
+    assert "another run is writing" in errors[0] and "m.checkpoint" in errors[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "text.txt"]
 
 
 def test_checkpoints_that_are_damaged(text, tmp_path, monkeypatch, capsys):
