@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -99,16 +100,37 @@ def train_network(
     return model(x)[0][:, 0, 0].astype(float), best_step
 
 
+def check_plot(parser: argparse.ArgumentParser, path: str) -> None:
+    """That the picture can be drawn and written, before the training and not after it."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        parser.error('--plot needs matplotlib: pip install "fastlstm[examples]"')
+    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if Path(path).suffix[1:].lower() not in kinds:
+        parser.error(f"--plot {path}: wanted a name that ends in one of {', '.join(kinds)}")
+    try:
+        open(path, "ab").close()  # what is there already stays as it is
+    except OSError as error:
+        parser.error(f"--plot {path}: {error.strerror}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Forecast next year's sunspots.")
     parser.add_argument("--units", type=int, default=24, help="of each LSTM (24)")
     parser.add_argument("--steps", type=int, default=300, help="of training (300)")
     parser.add_argument("--networks", type=int, default=5, help="whose forecasts are averaged (5)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first LSTM, 0..2^31; the others follow (0)"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the forecasts (needs matplotlib)")
     options = parser.parse_args()
     if min(options.units, options.steps, options.networks) < 1:
         parser.error("--units, --steps and --networks must be at least 1")
+    if not 0 <= options.seed <= 2**31:
+        parser.error("--seed must be in 0..2^31")
+    if options.plot is not None:
+        check_plot(parser, options.plot)
 
     years, numbers = load()
     learn, judge = years <= LEARNT, years > CHOSEN
@@ -144,7 +166,7 @@ def main() -> int:
         print(f"{name:16}" + "".join(f"{rmse(forecast[p], numbers[p]):14.2f}" for p in parts.values()))
     won = min(forecasts, key=lambda name: rmse(forecasts[name][judge], numbers[judge]))
     print(f"\nbest on the test years: {won}")
-    if options.plot:
+    if options.plot is not None:
         shown = {name: forecasts[name] for name in (linear, "LSTM")}
         draw(options.plot, years, numbers, judge, shown)
         print(f"picture: {options.plot}")

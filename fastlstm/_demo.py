@@ -8,7 +8,6 @@ but for one module, which the demo reads by default.
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
 import platform
@@ -73,22 +72,18 @@ def held_out_path() -> Path:
 def read(file: str | None) -> Text:
     """The text to score: a path, "-" for standard input, None for the held-out module. UserError, OSError."""
     if file == "-":
-        if sys.stdin is None:
-            raise UserError("standard input is closed")
-        return _decode("standard input", sys.stdin.buffer)
+        return _decode(file, _train.standard_input())
     path = held_out_path() if file is None else Path(file)
     with path.open("rb") as stream:
         return _decode(str(path), stream)
 
 
-def _decode(name: str, stream: BinaryIO) -> Text:
-    data = stream.read(4 * LIMIT + 1)  # a character has at most 4 bytes
+def _decode(path: str, stream: BinaryIO) -> Text:
+    name, data = _train.name_of(path), stream.read(4 * LIMIT + 1)  # a character has at most 4 bytes
     if b"\0" in data:
         raise UserError(f"{name} is no UTF-8 text: it holds NUL bytes")
     whole = len(data) <= 4 * LIMIT
-    text = normalise(codecs.getincrementaldecoder("utf-8-sig")("replace").decode(data, final=whole))
-    if text.count("\ufffd") > len(text) / 5:
-        raise UserError(f"{name} is no UTF-8 text: a fifth of it cannot be decoded")
+    text = normalise(_train.decode(path, data, whole=whole))
     if not text:
         raise UserError(f"{name} is empty: nothing to score")
     return Text(name, text[:LIMIT], whole and len(text) <= LIMIT)
@@ -381,6 +376,9 @@ def run(
     """Read, score, show, generate, check and time; returns the exit code, 1 if a check failed."""
     out = out or sys.stdout
     source, model = read(file), Model()
+    if prompt is not None:
+        prompt = normalise(prompt)
+        _train.check_prompt(prompt, model.alphabet.replace(OTHER, ""))
     page = Page(out, colours(color, out))
     scores = model.score(source.text)
     _show_summary(page, source, model, scores, file is None)
@@ -395,7 +393,7 @@ def _show_summary(page: Page, source: Text, model: Model, scores: Scores, held_o
     unknown = int((encode(text, model.alphabet) == model.other).sum())
     page.line(page.paint(f"fastlstm {fastlstm.__version__}", BOLD) + "  a character model reads a text")
     page.line()
-    count = f"{len(text):,} character{'s' if len(text) > 1 else ''}"
+    count = _train.count(len(text), "character")
     if not source.whole:
         count = f"the first {count}"
     where = f" of Python {platform.python_version()}" if held_out else ""
@@ -467,14 +465,14 @@ def _show_continuation(
         context, stream = text, model.net.stream(1, scores.state)
         title = "How it might go on"
     else:
-        context, stream = "\n" + normalise(prompt), model.net.stream()
+        context, stream = "\n" + prompt, model.net.stream()
         title = "How the prompt might go on"
         for x_t in encode(context[:-1], model.alphabet)[:, None]:
             stream.step(x_t)
     start = time.perf_counter()
     new = "".join(model.generate(stream, context[-1], length, temperature, seed))
     seconds = time.perf_counter() - start
-    page.head(title, f": {length:,} characters drawn one by one through stream.step")
+    page.head(title, f": {_train.count(length, 'character')} drawn one by one through stream.step")
     begin = context.rfind("\n", 0, len(context.rstrip("\n"))) + 1  # its last line, for a start
     old = context[max(begin, len(context) - 300) :]
     shown = old + new
@@ -488,7 +486,7 @@ def _show_continuation(
 
 def _show_checks(page: Page, checks: Checks) -> bool:
     """True if all is well."""
-    page.head("Against NumPy", f" (fastlstm.reference), {checks.characters:,} characters")
+    page.head("Against NumPy", f" (fastlstm.reference), {_train.count(checks.characters, 'character')}")
     right = checks.error <= TOLERANCE
     verdict = "" if right else f": WRONG, more than {TOLERANCE}"
     size = f"{checks.error:.1e} of the largest{verdict}"
@@ -504,6 +502,5 @@ def _show_checks(page: Page, checks: Checks) -> bool:
         ratio = "" if key == "numpy" else f"{rate / numpy:>7.1f} times NumPy"
         page.fact("Speed" if key == "model" else "", f"{name:<15}{rate:>11,.0f} characters/s{ratio}")
     config = fastlstm.show_config("dicts")
-    threads = config["num_threads"]
-    page.fact("", f"({config['cpu_path']}, at most {threads} thread{'s' if threads > 1 else ''})")
+    page.fact("", f"({config['cpu_path']}, at most {_train.count(config['num_threads'], 'thread')})")
     return right and checks.same_bits

@@ -82,7 +82,7 @@ def write_tensors(
         parts.append(little.tobytes())
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    _write(os.fspath(path), b"".join([len(text).to_bytes(8, "little"), text, *parts]))
+    replace_file(os.fspath(path), b"".join([len(text).to_bytes(8, "little"), text, *parts]))
 
 
 def _described(options: AnyOptions) -> dict[str, Any]:
@@ -95,9 +95,12 @@ def _described(options: AnyOptions) -> dict[str, Any]:
     return {"module": kind, **options._asdict()}
 
 
-def _write(path: str, data: bytes) -> None:
-    """Replace the file at path at once: a reader, or a crash, finds the old one or the new one."""
-    path = os.path.realpath(path)  # a link stays a link
+def replace_file(target: str, data: bytes) -> None:
+    """Replace the file at target at once: a reader, or a crash, finds the old one or the new one.
+
+    OSError names the target, not the temporary file beside it.
+    """
+    path = os.path.realpath(target)  # a link stays a link
     temporary = os.path.join(os.path.dirname(path), f".fastlstm-{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -107,9 +110,11 @@ def _write(path: str, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))  # as if the old file had been written to
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, target) from error
         raise
 
 
@@ -121,6 +126,7 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOpt
     path = os.fspath(path)
     options: AnyOptions
     with open(path, "rb") as file:
+        _refuse_others(path, file)
         with _blaming(path):
             entries, metadata = _header(file)
             own = METADATA_KEY in metadata
@@ -143,30 +149,56 @@ def _blaming(path: str) -> Iterator[None]:
         raise ValueError(f"{path}: {str(error) or type(error).__name__:.2000}") from error
 
 
-def read_tensors(path: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """All arrays of a file by name, in the order of their names, and its metadata. ValueError, OSError."""
+def _refuse_others(path: str, file: BinaryIO) -> None:
+    """ValueError for what is plainly something else, in words for who took the wrong file."""
+    begin = file.read(9)
+    file.seek(0)
+    if begin[8:] == b"{":  # only now: a header's length may begin with any two bytes
+        return
+    if begin.startswith((b"PK", b"\x80")):
+        raise ValueError(
+            f"{path} is no safetensors file but, it seems, a PyTorch pickle: write the state_dict with "
+            "safetensors.torch.save_file instead of torch.save"
+        )
+    raise ValueError(f"{path} is no safetensors file")
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """The safetensors library's reader, for files of any arrays. ValueError, OSError."""
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb"):  # for an OSError that says what and where
-        pass
+    with open(path, "rb") as file:  # also for an OSError that says what and where
+        _refuse_others(path, file)
     try:
-        with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
+        with safe_open(path, "np") as reader:
+            yield reader
     except SafetensorError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_tensors(path: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """All arrays of a file by name, in the order of their names, and its metadata. ValueError, OSError."""
+    with _opened(path) as reader:
+        return {name: reader.get_tensor(name) for name in sorted(reader.keys())}, reader.metadata() or {}
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """ValueError, OSError."""
+    with _opened(path) as reader:
+        metadata: dict[str, str] = reader.metadata() or {}
+    return metadata
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
     """Tensors and metadata, checked: the tensors fill the file, in some order, without gap or overlap."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or not 2 <= length <= size - 8:
-        raise ValueError(f"no safetensors file: {size} bytes cannot hold 8 bytes and a header of {length}")
+    if not 2 <= length <= size - 8:
+        raise ValueError(f"is cut off: {size} bytes cannot hold 8 bytes and a header of {length}")
     if length > HEADER_LIMIT:
         raise ValueError(f"its header of {length} bytes is longer than any layer's ({HEADER_LIMIT})")
     text = file.read(length)
-    if not text.startswith(b"{"):
-        raise ValueError("no safetensors file: its header does not begin with '{'")
     header = _json(text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

@@ -15,15 +15,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 VERSION = 1  # of checkpoints, and of what a model's file says about its text
 CHECKPOINT_KEY, TEXT_KEY = "fastlstm_checkpoint", "fastlstm_text"  # in a file's metadata
+DIGEST_KEY = "fastlstm_digest"  # of a checkpoint: what it says and its arrays
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "gated_rnn": "GatedRNN"}
 HELD_OUT = 10  # one part in so many is not learnt from: half of it validates, half is the test,
 VALIDATION = 100_000  # but validation, which is done often, takes at most so many symbols
@@ -43,6 +46,8 @@ BASELINE = 10_000_000  # symbols at most that the n-gram model counts: it takes 
 CHUNK = 256  # steps at a time where nothing is learnt
 WARM_UP = 256  # symbols that each reader of the held-out text reads before those that count
 SECONDS = 5.0  # between two lines of progress
+LOCK = ".lock"  # what the name of a file beside a checkpoint ends in while a run has it
+PATIENCE = 1.0  # seconds after Ctrl-C within which another is taken for the same
 
 
 class UserError(Exception):
@@ -91,12 +96,20 @@ class Text(NamedTuple):
 
     @property
     def unit(self) -> str:
-        return "characters" if self.alphabet else "bytes"
+        return "character" if self.alphabet else "byte"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def figure(bits: float, digits: int = 3) -> str:
+    return f"{bits:.{digits}f}" if bits < 100 else f"{bits:.4g}"
 
 
 def read_text(paths: Sequence[str], as_bytes: bool) -> Text:
-    """The files one after the other. UserError, OSError."""
-    parts = [Path(path).read_bytes() for path in paths]
+    """The files one after the other, "-" for standard input. UserError, OSError."""
+    parts = [standard_input().read() if path == "-" else Path(path).read_bytes() for path in paths]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -104,7 +117,8 @@ def read_text(paths: Sequence[str], as_bytes: bool) -> Text:
         codes: Array = np.frombuffer(b"".join(parts), np.uint8)
         symbols, alphabet = 256, ""
     else:
-        decoded = "".join(_decoded(path, part) for path, part in zip(paths, parts, strict=True))
+        advice = ": --bytes learns from any file"
+        decoded = "".join(decode(path, part, advice=advice) for path, part in zip(paths, parts, strict=True))
         points = np.frombuffer(decoded.encode("utf-32-le"), "<u4")
         kinds = np.flatnonzero(np.bincount(points))
         places = np.zeros(kinds.max(initial=0) + 1, np.int32)
@@ -112,27 +126,38 @@ def read_text(paths: Sequence[str], as_bytes: bool) -> Text:
         codes = places[points]
         symbols, alphabet = len(kinds), "".join(map(chr, kinds))
     if not len(codes):
-        raise UserError(f"{paths[0] if len(paths) == 1 else 'every file'} is empty: nothing to learn from")
+        name = name_of(paths[0]) if len(paths) == 1 else "every file"
+        raise UserError(f"{name} is empty: nothing to learn from")
     held = max(2, len(codes) // HELD_OUT)
     validation = min(held // 2, VALIDATION)
     return Text(codes.astype(np.int32), symbols, alphabet, digest.hexdigest(), len(codes) - held, validation)
 
 
-def _decoded(path: str, data: bytes) -> str:
+def name_of(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise UserError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def decode(path: str, data: bytes, *, whole: bool = True, advice: str = "") -> str:
+    """UTF-8 without its mark, and without a character that is cut at the end of a part. UserError."""
     try:
-        return data.decode("utf-8-sig")
+        return codecs.utf_8_decode(data, "strict", whole)[0].removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no UTF-8 text (byte {error.start}): --bytes learns from any file"
-        ) from None
+        raise UserError(f"{name_of(path)} is no UTF-8 text (byte {error.start}){advice}") from None
 
 
 def check_length(text: Text, s: Settings) -> None:
     wanted = s.batch * s.bptt + 1
     if text.train < wanted:
         raise UserError(
-            f"the text is too short: {len(text.codes):,} {text.unit}, {max(text.train, 0):,} of them to "
-            f"train on, but --batch {s.batch} times --bptt {s.bptt} needs {wanted:,}"
+            f"the text is too short: {count(len(text.codes), text.unit)}, {max(text.train, 0):,} of them to "
+            f"train on, but --batch {s.batch} times --bptt {s.bptt} needs {wanted:,}: "
+            "give more text, or a smaller --batch or --bptt"
         )
 
 
@@ -221,7 +246,8 @@ class Run:
             "recent": self.recent,
             "curve": self.curve,
         }
-        _files.write_tensors(path, arrays, {CHECKPOINT_KEY: json.dumps(facts)})
+        text = json.dumps(facts)
+        _files.write_tensors(path, arrays, {CHECKPOINT_KEY: text, DIGEST_KEY: digest(text, arrays)})
         self.saved = self.step
 
     def load(self, arrays: dict[str, Array], facts: dict[str, Any]) -> None:
@@ -254,37 +280,63 @@ def _nested(arrays: list[Array], cell: str) -> Any:
     return (tuple(arrays) if cell == "lstm" else arrays[0],)
 
 
+def digest(text: str, arrays: dict[str, Array]) -> str:
+    """Of what a checkpoint says and holds: a flipped bit in the weights would otherwise go unnoticed."""
+    found = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        found.update(f"\0{name} {little.dtype.str} {array.shape}\0".encode() + little.tobytes())
+    return found.hexdigest()
+
+
 def read_checkpoint(path: str) -> tuple[dict[str, Array], dict[str, Any], Settings]:
     """Arrays, facts and settings. UserError if it is damaged or something else."""
     with _damage(path):
         arrays, metadata = _files.read_tensors(path)
         facts = json.loads(metadata[CHECKPOINT_KEY])
-        if facts["version"] != VERSION:
-            raise ValueError(f"version {facts['version']!r}, wanted {VERSION}")
-        return arrays, facts, Settings(**facts["settings"])
+        version = facts["version"]
+        if version == VERSION:
+            if metadata[DIGEST_KEY] != digest(metadata[CHECKPOINT_KEY], arrays):
+                raise ValueError("not what was written")
+            return arrays, facts, Settings(**facts["settings"])
+    raise UserError(f"{path} has version {version!r:.20} of fastlstm train, wanted {VERSION}")
 
 
 @contextlib.contextmanager
 def _damage(path: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint {path} is damaged: {error!r:.300}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the checkpoint {path} is damaged, or something else; remove it to begin anew"
+        ) from error
 
 
 def read_model(path: str) -> tuple[Any, dict[str, Any]]:
     """UserError, OSError."""
     try:
-        model = fastlstm.load(path)
-        _, metadata = _files.read_tensors(path)
-        about = json.loads(metadata.get(TEXT_KEY, "null"))
+        about = _about(path, _files.read_metadata(path))
+        return fastlstm.load(path), about
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def _about(path: str, metadata: dict[str, str]) -> dict[str, Any]:
+    """What a model's file says about its text."""
+    if CHECKPOINT_KEY in metadata:
+        raise UserError(
+            f"{path} is the checkpoint of a run that has not ended: fastlstm train --resume goes on with it"
+        )
+    about = None
+    with contextlib.suppress(ValueError, RecursionError):
+        about = json.loads(metadata.get(TEXT_KEY, "null"))
     if not isinstance(about, dict) or not isinstance(about.get("alphabet"), str):
         raise UserError(f"{path} was not written by fastlstm train: it does not say what its symbols mean")
     if about.get("version") != VERSION:
-        raise UserError(f"{path} has version {about.get('version')!r} of fastlstm train, wanted {VERSION}")
-    return model, about
+        raise UserError(
+            f"{path} has version {about.get('version')!r:.20} of fastlstm train, wanted {VERSION}"
+        )
+    return about
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -302,24 +354,22 @@ class Progress:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
 
-                s = run.settings
-                symbols = s.batch * s.bptt
                 width, height = shutil.get_terminal_size()  # tqdm shows nothing where that is unknown
                 self.bar = tqdm(
-                    total=s.steps * symbols, initial=run.step * symbols, unit=run.text.unit[:4],
-                    unit_scale=True, ncols=width, nrows=height, file=out, smoothing=0.05,
+                    total=run.settings.steps, initial=run.step, unit=" steps",
+                    ncols=width, nrows=height, file=out, smoothing=0.05,
                 )  # fmt: skip
 
     def step(self, bits: float) -> None:
         """A step is done."""
         if self.bar is not None:
-            self.bar.set_description(f"{bits:.3f} bits{self.validation}", refresh=False)
-            self.bar.update(self.run.settings.batch * self.run.settings.bptt)
+            self.bar.set_description(f"{figure(bits)} bits{self.validation}", refresh=False)
+            self.bar.update()
         elif time.monotonic() - self.shown >= SECONDS:
             self.line(bits)
 
     def validated(self, trained: float, validated: float) -> None:
-        self.validation = f", validation {validated:.3f}"
+        self.validation = f", validation {figure(validated)}"
         if self.bar is None:
             self.line(trained)
 
@@ -330,11 +380,16 @@ class Progress:
         a_step = (self.shown - self.began) / done
         left = a_step * (s.steps - run.step)
         print(
-            f"step {run.step}/{s.steps}  {bits:.3f} bits{self.validation}  "
-            f"{s.batch * s.bptt / max(a_step, 1e-9):,.0f} {run.text.unit}/s  {_duration(left)} left",
+            f"step {run.step}/{s.steps}  {figure(bits)} bits{self.validation}  "
+            f"{s.batch * s.bptt / max(a_step, 1e-9):,.0f} {run.text.unit[:4]}/s  {_duration(left)} left",
             file=self.out,
             flush=True,
         )
+
+    def note(self, line: str) -> None:
+        """From a signal's handler: where the output is in the middle of something, the line is left out."""
+        with contextlib.suppress(RuntimeError, OSError):
+            print(line if self.bar is None else f"\n{line}", file=self.out, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -348,15 +403,20 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: the first time it only asks to stop, the second time it stops at once."""
-    asked = False
+def _interruptions(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: the first time it only asks to stop, a later time it stops at once.
+
+    Within PATIENCE it is the same time: a hand that trembles shall not cost the steps since the checkpoint.
+    """
+    asked = math.inf  # when
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
-        if asked:
+        if time.monotonic() > asked + PATIENCE:
             raise KeyboardInterrupt
-        asked = True
+        if asked == math.inf:
+            asked = time.monotonic()
+            note("stopping after this step")
 
     try:
         old = signal.signal(signal.SIGINT, ask)
@@ -364,7 +424,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     try:
-        yield lambda: asked
+        yield lambda: asked < math.inf
     finally:
         signal.signal(signal.SIGINT, old)
 
@@ -372,7 +432,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 def learn(run: Run, path: str, checkpoint_every: int, progress: Progress) -> None:
     """Take the steps that are left. KeyboardInterrupt after a checkpoint; Diverged, the last one stays."""
     s, text, model = run.settings, run.text, run.model
-    with _interruptions() as interrupted:
+    with _interruptions(progress.note) as interrupted:
         while run.step < s.steps:
             codes, begins = window(text, s, run.step)
             seed = None if not s.dropout else (s.seed * 1_000_003 + run.step) % 2**63
@@ -381,12 +441,11 @@ def learn(run: Run, path: str, checkpoint_every: int, progress: Progress) -> Non
             gradients, norm = fastlstm.clip_grad_norm(tape.backward(d_logits).parameters, s.clip)
             if not (math.isfinite(float(loss)) and math.isfinite(norm)):
                 raise Diverged(
-                    f"step {run.step + 1}: the loss is {float(loss):g}, the norm of the gradients {norm:g}; "
-                    f"a smaller --lr may help. {path} still holds step {run.saved}"
+                    f"step {run.step + 1}: the loss is {float(loss):g}, the norm of the gradients {norm:g}"
                 )
             # Weights are kept only once it is known that a step can be taken from them.
             if run.step > run.saved and (interrupted() or run.step % checkpoint_every == 0):
-                run.save(path)
+                _keep(run, path)
             if interrupted():
                 raise KeyboardInterrupt
             run.optimizer.lr = run.schedule(run.step)
@@ -396,22 +455,31 @@ def learn(run: Run, path: str, checkpoint_every: int, progress: Progress) -> Non
             run.recent.append(float(loss) / math.log(2))
             progress.step(run.recent[-1])
             if run.step % run.validate_every == 0 or run.step == s.steps:
-                progress.validated(*_validate(run, path))
-        if not run.best:  # resumed with fewer steps than it had taken
-            _validate(run, path)
+                progress.validated(*_validate(run))
+        if not run.best:  # resumed with as many steps as it had taken
+            _validate(run)
         if run.step > run.saved:
-            run.save(path)
+            _keep(run, path)
+        if interrupted():
+            raise KeyboardInterrupt
 
 
-def _validate(run: Run, path: str) -> tuple[float, float]:
+def _keep(run: Run, path: str) -> None:
+    """Write the checkpoint in mid-run. UserError says what is lost where that fails."""
+    try:
+        run.save(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; it still holds step {run.saved:,}, --resume goes on from there"
+        ) from error
+
+
+def _validate(run: Run) -> tuple[float, float]:
     """Bits in training since the last time and in validation; the best weights are kept."""
     text = run.text
     validated = bits(run.model, text.codes, text.train, text.train + text.validation)
     if not math.isfinite(validated):
-        raise Diverged(
-            f"after step {run.step} validation gives {validated:g}; a smaller --lr may help. "
-            f"{path} still holds step {run.saved}"
-        )
+        raise Diverged(f"after step {run.step} validation gives {validated:g}")
     trained = sum(run.recent) / len(run.recent)
     run.curve.append((float(run.step), trained, validated))
     run.recent = []
@@ -438,66 +506,136 @@ def train(
     if threads is not None:
         fastlstm.set_num_threads(threads)
     path = output + ".checkpoint"
-    _check_target("-o", output)
-    if plot is not None:
-        _check_target("--plot", plot)
-        _check_plotting(plot)
-    exists = os.path.lexists(path)
-    if exists and not resume:
-        raise UserError(f"{path} is a run that has not ended: go on with --resume, or remove it")
-    if resume and not exists and os.path.lexists(output):
-        raise UserError(f"--resume: there is no {path}, and {output} is there already: that run has ended")
+    _check_targets(paths, output, path, plot)
 
     def say(line: str) -> None:
         print(line, file=out, flush=True)
 
-    if exists:
-        arrays, facts, old = read_checkpoint(path)
-        settings = old._replace(**given)
-        changed = [name for name in given if getattr(settings, name) != getattr(old, name)]
-        for name in changed:
-            if name not in CHANGEABLE:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {given[name]} cannot change in a run: "
-                    f"{path} says {getattr(old, name)}"
-                )
-            say(f"--{name.replace('_', '-')} {given[name]} from here on, {getattr(old, name)} until now")
-        text = read_text(paths, settings.bytes)
-        if facts.get("text") != text.digest:
-            raise UserError(f"--resume: the text is not the one that {path} was trained on")
-        with _damage(path):
-            run = Run(settings, text)
-            run.load(arrays, facts)
-    else:
-        settings = Settings()._replace(**given)
-        text = read_text(paths, settings.bytes)
-        check_length(text, settings)
-        run = Run(settings, text)
+    with _alone(path):
+        exists = os.path.lexists(path)
+        if exists and not resume:
+            raise UserError(f"{path} is a run that has not ended: go on with --resume, or remove it")
+        if resume and not exists and os.path.lexists(output):
+            raise UserError(
+                f"--resume: there is no {path}, and {output} is there already: that run has ended"
+            )
+        run = _resumed(path, paths, given, say) if exists else _begun(paths, given)
+        _introduce(run, say)
+        say(f"checkpoint: {path}, " + (f"from step {run.step:,}" if exists else "from the beginning"))
+        if os.path.lexists(output):
+            say(f"{output} is there already: it will be replaced when the run ends")
+        if not exists:
+            run.save(path)  # what cannot be written shows now
+        _learn_visibly(run, path, checkpoint_every, plot, out)
+        _finish(run, output, plot, say)
+        os.unlink(path)
 
-    s, held = settings, len(text.codes) - text.train - text.validation
-    weights = sum(v.size for v in run.model.state_dict().values())
-    say(
-        f"text: {len(text.codes):,} {text.unit} of {text.symbols} kinds; {text.train:,} to train on, "
-        f"{text.validation:,} to validate, {held:,} for the test"
-    )
-    say(
-        f"model: {CELLS[s.cell]}, {s.layers} x {s.width}, {weights:,} weights; {s.steps:,} steps of "
-        f"{s.batch} x {s.bptt}, {s.steps * s.batch * s.bptt / text.train:.1f} passes"
-    )
-    say(f"checkpoint: {path}, " + (f"from step {run.step:,}" if exists else "from the beginning"))
-    if not exists:
-        run.save(path)  # what cannot be written shows now
+
+@contextlib.contextmanager
+def _alone(checkpoint: str) -> Iterator[None]:
+    """While no other run has this checkpoint, where the system can tell. UserError if one has it."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = checkpoint + LOCK  # not the checkpoint itself, whose file is another one after each writing
+    with open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _same(file.fileno(), lock):  # which the run that had it has just removed
+                raise BlockingIOError
+        except BlockingIOError:
+            raise UserError(f"another run is writing {checkpoint}: wait for it, or name another -o") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+
+
+def _learn_visibly(run: Run, path: str, checkpoint_every: int, plot: str | None, out: TextIO) -> None:
+    """`learn`, with what it shows meanwhile and what it leaves behind however it ends."""
     progress = Progress(run, out)
     try:
         learn(run, path, checkpoint_every, progress)
     except KeyboardInterrupt:
         progress.close()
-        say(f"stopped; {path} holds step {run.saved:,}, --resume goes on from there")
+        line = f"stopped; {path} holds step {run.saved:,}, --resume goes on from there"
+        print(line, file=out, flush=True)
         raise
+    except Diverged as error:
+        raise Diverged(f"{error}; {_advice(run, path)}") from error
     finally:
         progress.close()
         if plot is not None:
-            draw(run.curve, plot, None)
+            with contextlib.suppress(OSError):  # what ended the run matters more; else it is drawn again
+                draw(run.curve, plot, None)
+
+
+def _begun(paths: Sequence[str], given: dict[str, Any]) -> Run:
+    settings = Settings()._replace(**given)
+    text = read_text(paths, settings.bytes)
+    check_length(text, settings)
+    return Run(settings, text)
+
+
+def _resumed(path: str, paths: Sequence[str], given: dict[str, Any], say: Callable[[str], None]) -> Run:
+    """The run in a checkpoint, with the settings that may change and were given anew."""
+    arrays, facts, old = read_checkpoint(path)
+    settings = old._replace(**given)
+    changed = [name for name in given if getattr(settings, name) != getattr(old, name)]
+    for name in changed:
+        if name not in CHANGEABLE:
+            raise UserError(
+                _unchangeable(f"--{name.replace('_', '-')}", given[name], getattr(old, name), path)
+            )
+    text = read_text(paths, settings.bytes)
+    if facts.get("text") != text.digest:
+        raise UserError(f"--resume: the text is not the one that {path} was trained on")
+    with _damage(path):
+        run = Run(settings, text)
+        run.load(arrays, facts)
+    if settings.steps < run.step:
+        raise UserError(f"--steps {settings.steps}: the run is at step {run.step} already")
+    for name in changed:
+        say(f"--{name.replace('_', '-')} {given[name]} from here on, {getattr(old, name)} until now")
+    return run
+
+
+def _unchangeable(option: str, new: Any, old: Any, path: str) -> str:
+    if isinstance(new, bool):
+        return f"{option} cannot change in a run: {path} began {'with' if old else 'without'} it"
+    return f"{option} {new} cannot change in a run: {path} says {old}"
+
+
+def _introduce(run: Run, say: Callable[[str], None]) -> None:
+    s, text = run.settings, run.text
+    held = len(text.codes) - text.train - text.validation
+    weights = sum(v.size for v in run.model.state_dict().values())
+    say(f"text: {count(len(text.codes), text.unit)} of {count(text.symbols, 'kind')}")
+    say(f"      {text.train:,} to train on, {text.validation:,} to validate, {held:,} for the test")
+    say(f"model: {CELLS[s.cell]}, {s.layers} x {s.width}, {count(weights, 'weight')}")
+    passes = s.steps * s.batch * s.bptt / text.train
+    say(f"run: {count(s.steps, 'step')} of {s.batch} x {s.bptt}, {passes:,.1f} passes through the text")
+
+
+def _advice(run: Run, path: str) -> str:
+    """What to do after divergence; a checkpoint of the very beginning would only be in the way."""
+    lr = f"--lr {min(run.settings.lr / 10, Settings().lr):g}"
+    if run.saved:
+        return (
+            f"{path} still holds step {run.saved:,}: try again with --resume {lr}, or remove it to begin anew"
+        )
+    os.unlink(path)
+    return f"try again with a smaller --lr, say {lr}"
+
+
+def _finish(run: Run, output: str, plot: str | None, say: Callable[[str], None]) -> None:
+    """The model's file, its figures beside the baseline's, and the picture."""
+    s, text = run.settings, run.text
     run.model.load_state_dict(run.best)
     test = bits(run.model, text.codes, text.train + text.validation, len(text.codes))
     about = {
@@ -509,30 +647,57 @@ def train(
     }
     _files.save(output, run.model._options, run.best, {TEXT_KEY: json.dumps(about)})
     say(f"model: {output}")
-    begin = max(0, text.train - BASELINE)
-    found = _ngram.baseline(
-        text.codes[begin : text.train],
-        text.codes[text.train : text.train + text.validation],
-        text.codes[text.train + text.validation :],
-        text.symbols,
-    )
+    parts = np.split(text.codes, [text.train, text.train + text.validation])
+    found = _ngram.baseline(parts[0][-BASELINE:], parts[1], parts[2], text.symbols)
     if plot is not None:
         draw(run.curve, plot, found.validation)
-    os.unlink(path)
-    unit = text.unit.removesuffix("s")
-    cut = f", the last {BASELINE:,} {text.unit}" if begin else ""
-    say(f"on the {held:,} {text.unit} held out for the test:")
-    say(f"  {CELLS[s.cell]:<10}{test:.4f} bits per {unit}")
-    say(f"  {'n-gram':<10}{found.test:.4f} bits per {unit} (interpolated, {found.order} of context{cut})")
+    say(f"on the {count(len(parts[2]), text.unit)} held out for the test:")
+    unit, equal_odds = f"bits per {text.unit}", math.log2(text.symbols)
+    say(f"  {CELLS[s.cell]:<10}{figure(test, 4)} {unit}")
+    if test > equal_odds:
+        say(
+            f"  {'':<10}worse than equal odds for all symbols, {figure(equal_odds, 4)}: it has learnt nothing"
+        )
+    say(f"  {'n-gram':<10}{figure(found.test, 4)} {unit} (interpolated, {found.order} of context)")
+    if text.train > BASELINE:
+        say(f"  {'':<10}(counted in the last {count(BASELINE, text.unit)} of the training text)")
+
+
+def _check_targets(texts: Sequence[str], output: str, checkpoint: str, plot: str | None) -> None:
+    """That the files can be written, and that nothing is lost by it, before hours are spent on them."""
+    targets = {"-o": output} if plot is None else {"-o": output, "--plot": plot}
+    for option, path in targets.items():
+        _check_target(option, path)
+    if plot is not None:
+        _check_plotting(plot)
+        for what, path in (("the model", output), ("its checkpoint", checkpoint)):
+            if _same(plot, path):
+                raise UserError(f"--plot {plot} is where {what} is written, wanted another file")
+    targets |= {f"-o {output}: its checkpoint": checkpoint, f"-o {output}: its lock": checkpoint + LOCK}
+    for text in texts:
+        for what, path in targets.items():
+            if _same(0 if text == "-" else text, path):
+                raise UserError(f"{what} {path} is one of the texts")
+
+
+def _same(one: str | int, other: str) -> bool:
+    """Whether two names, or an open file and a name, are of one file, be it there or not."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return isinstance(one, str) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _check_target(option: str, path: str) -> None:
-    """That a file can be written there, before hours are spent on it."""
+    if not os.path.basename(path) and not os.path.isdir(path):
+        raise UserError(f"{option}: wanted the name of a file, got {path!r}")
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise UserError(f"{option} {path}: there is no folder {folder}")
     if os.path.isdir(path):
         raise UserError(f"{option} {path} is a folder, wanted a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{option} {path} is a device or the like, wanted a file")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option} {path}: the folder {folder} cannot be written to")
 
@@ -551,8 +716,8 @@ def draw(curve: Sequence[tuple[float, float, float]], path: str, baseline: float
     """The loss curve as a picture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="steps", ylabel="bits per symbol")
+    picture = Figure(figsize=(7, 4), layout="constrained")
+    axes = picture.add_subplot(xlabel="steps", ylabel="bits per symbol")
     steps = [step for step, _, _ in curve]
     axes.plot(steps, [bits for _, bits, _ in curve], label="training")
     axes.plot(steps, [bits for _, _, bits in curve], label="validation")
@@ -560,7 +725,9 @@ def draw(curve: Sequence[tuple[float, float, float]], path: str, baseline: float
         axes.axhline(baseline, color="grey", linestyle="--", label="n-gram model, validation")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    data = io.BytesIO()
+    picture.savefig(data, dpi=150, format=Path(path).suffix[1:].lower())
+    _files.replace_file(path, data.getvalue())
 
 
 # --- generating -------------------------------------------------------------------------------------------
@@ -583,24 +750,31 @@ def generate(
     if alphabet:
         places = {c: k for k, c in enumerate(alphabet)}
         text = prompt or ("\n" if "\n" in places else alphabet[0])
-        unknown = sorted(set(text) - places.keys())
-        if unknown:
-            raise UserError(f"--prompt: the model has never seen {', '.join(map(repr, unknown[:10]))}")
+        check_prompt(text, alphabet)
         tokens = [places[c] for c in text]
-        decode: Callable[[int], str] = alphabet.__getitem__
+        written: Callable[[int], str] = alphabet.__getitem__
     else:
         tokens = list((prompt or "\n").encode("utf-8", "surrogateescape"))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-        def decode(token: int) -> str:
+        def written(token: int) -> str:
             return decoder.decode(bytes([token]))
 
     _put(out, prompt or "")
     for token in model.generate(
         np.array(tokens), length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     ):
-        _put(out, decode(int(token)))
+        _put(out, written(int(token)))
     _put(out, "\n")
+
+
+def check_prompt(prompt: str, alphabet: str) -> None:
+    """UserError if it holds what a model with this alphabet has never seen."""
+    if any("\ud800" <= c <= "\udfff" for c in prompt):  # how Python hands on bytes that it cannot decode
+        raise UserError("--prompt is no UTF-8")
+    unknown = sorted(set(prompt) - set(alphabet))
+    if unknown:
+        raise UserError(f"--prompt: the model has never seen {', '.join(map(repr, unknown[:10]))}")
 
 
 def _put(out: TextIO, text: str) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__, show_config
-from ._train import Settings
+from ._train import CHANGEABLE, Diverged, Settings, UserError
 
 CHECK_FAILED, USAGE_ERROR = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # the exit codes of a shell: 128 + SIGINT, 128 + SIGPIPE
 TRAINING = Settings._field_defaults  # the options of `fastlstm train` that decide the outcome
+MOST_THREADS = 256  # the core's bound
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,6 +39,17 @@ def _number(kind: Callable[[str], float], low: float, high: float, wanted: str) 
         return value
 
     return convert
+
+
+def _integer(low: int, high: int) -> Callable[[str], float]:
+    return _number(int, low, high, f"an integer in {low}..{_shown(high)}")
+
+
+def _shown(bound: int) -> str:
+    """A large power of two, or one less, as such: nobody reads its digits."""
+    power = (bound + 1).bit_length() - 1
+    rest = bound - (1 << power)
+    return f"2^{power}{rest or ''}" if bound > 2**16 and rest in (0, -1) else str(bound)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompt", metavar="TEXT", help="write on from TEXT, not from the end of the file")
     demo.add_argument(
         "--length",
-        type=_number(int, 0, 100_000, "an integer in 0..100000"),
+        type=_integer(0, 100_000),
         default=300,
         metavar="N",
         help="characters to write (300)",
@@ -81,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63, "an integer in 0..2^63"),
+        type=_integer(0, 2**63),
         default=0,
         metavar="N",
         help="of the drawing (0)",
@@ -119,13 +131,20 @@ def _add_train(commands: Any) -> None:
         epilog="Exit code 1 if the loss is no number any more, 2 for bad usage or input, 130 after Ctrl-C, "
         "with a checkpoint.",
     )
-    command.add_argument("texts", nargs="+", metavar="TEXT", help="a file, UTF-8 unless --bytes")
-    command.add_argument("-o", "--output", required=True, metavar="MODEL", help="the file to write")
+    command.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="a file, UTF-8 unless --bytes; - for standard input"
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="MODEL",
+        help="the file to write; one that is there already is replaced when the run ends",
+    )
     command.add_argument(
         "--bytes", action="store_const", const=True, help="learn bytes, of any file, rather than characters"
     )
-    whole, rate = "an integer of at least 1", "a number above 0"
-    tiny, huge = 1e-300, 1e300
+    rate, tiny, huge = "a number above 0", 1e-300, 1e300
 
     def add(name: str, convert: Callable[[str], float], metavar: str, help: str) -> None:
         default = TRAINING[name]
@@ -138,30 +157,34 @@ def _add_train(commands: Any) -> None:
         choices=("lstm", "gru", "rnn", "gated_rnn"),
         help=f"the recurrent layer ({TRAINING['cell']})",
     )
-    add("layers", _number(int, 1, 1024, "an integer in 1..1024"), "N", "recurrent layers")
-    add("width", _number(int, 1, 2**20, whole), "N", "units of each")
-    add("embedding", _number(int, 1, 2**20, whole), "N", "numbers that stand for a symbol")
-    add("steps", _number(int, 1, 2**40, whole), "N", "updates of the weights")
-    add("batch", _number(int, 1, 2**20, whole), "N", "places of the text that are read side by side")
-    add("bptt", _number(int, 1, 2**20, whole), "N", "symbols between two updates")
+    add("layers", _integer(1, 1024), "N", "recurrent layers")
+    add("width", _integer(1, 2**20), "N", "units of each")
+    add("embedding", _integer(1, 2**20), "N", "numbers that stand for a symbol")
+    add("steps", _integer(1, 2**40), "N", "updates of the weights")
+    add("batch", _integer(1, 2**20), "N", "places of the text that are read side by side")
+    add("bptt", _integer(1, 2**20), "N", "symbols between two updates")
     add("lr", _number(float, tiny, huge, rate), "X", "the highest learning rate")
-    add("warmup", _number(int, 0, 2**40, "an integer of at least 0"), "N", "steps until it is reached")
+    add("warmup", _integer(0, 2**40), "N", "steps until it is reached")
     add("clip", _number(float, tiny, huge, rate), "X", "the largest norm of the gradients")
     add("weight_decay", _number(float, 0, huge, "a number of at least 0"), "X", "AdamW's")
     add("dropout", _number(float, 0, 0.99, "a number in 0..0.99"), "P", "share of outputs left out")
-    add("seed", _number(int, 0, 2**63 - 1, "an integer in 0..2^63-1"), "N", "of everything random")
+    add("seed", _integer(0, 2**63 - 1), "N", "of everything random")
     command.add_argument(
-        "--threads", type=_number(int, 1, 2**16, whole), metavar="N", help="at most (the cores there are)"
+        "--threads", type=_integer(1, MOST_THREADS), metavar="N", help="at most (the cores there are)"
     )
     command.add_argument(
         "--checkpoint-every",
-        type=_number(int, 1, 2**40, whole),
+        type=_integer(1, 2**40),
         default=100,
         metavar="N",
         help="steps between two writings of MODEL.checkpoint (100)",
     )
+    free = [f"--{name.replace('_', '-')}" for name in TRAINING if name in CHANGEABLE]
     command.add_argument(
-        "--resume", action="store_true", help="go on from MODEL.checkpoint, with its options, if it is there"
+        "--resume",
+        action="store_true",
+        help="go on from MODEL.checkpoint, if it is there, with its options, of which "
+        f"{', '.join(free[:-1])} and {free[-1]} may be given anew",
     )
     command.add_argument("--plot", metavar="FILE", help="draw the loss curve (needs matplotlib)")
     command.set_defaults(run=_train)
@@ -177,7 +200,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--prompt", metavar="TEXT", help="what to go on from (the beginning of a line)")
     command.add_argument(
         "--length",
-        type=_number(int, 0, 2**40, "an integer of at least 0"),
+        type=_integer(0, 2**40),
         default=500,
         metavar="N",
         help="symbols to write (500)",
@@ -191,7 +214,7 @@ def _add_generate(commands: Any) -> None:
     )
     command.add_argument(
         "--top-k",
-        type=_number(int, 1, 2**31, "an integer of at least 1"),
+        type=_integer(1, 2**31),
         metavar="N",
         help="draw from the N likeliest only",
     )
@@ -203,7 +226,7 @@ def _add_generate(commands: Any) -> None:
     )
     command.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63 - 1, "an integer in 0..2^63-1"),
+        type=_integer(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="of the drawing (0)",
@@ -214,58 +237,47 @@ def _add_generate(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from . import _train
 
-    given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
-    try:
-        _train.train(
-            options.texts,
-            options.output,
-            given,
-            resume=options.resume,
-            checkpoint_every=options.checkpoint_every,
-            threads=options.threads,
-            plot=options.plot,
-            out=sys.stdout,
-        )
-    except _train.UserError as error:
-        _fail(f"fastlstm train: {error}")
-        return CHECK_FAILED if isinstance(error, _train.Diverged) else USAGE_ERROR
+    _train.train(
+        options.texts,
+        options.output,
+        {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None},
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        threads=options.threads,
+        plot=options.plot,
+        out=sys.stdout,
+    )
     return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
     from . import _train
 
-    try:
-        _train.generate(
-            options.model,
-            options.prompt,
-            options.length,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            out=sys.stdout,
-        )
-    except _train.UserError as error:
-        return _fail(f"fastlstm generate: {error}")
+    _train.generate(
+        options.model,
+        options.prompt,
+        options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        out=sys.stdout,
+    )
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
     from . import _demo
 
-    try:
-        return _demo.run(
-            options.file,
-            show_all=options.all,
-            prompt=options.prompt,
-            length=options.length,
-            temperature=options.temperature,
-            seed=options.seed,
-            color=options.color,
-        )
-    except _demo.UserError as error:
-        return _fail(f"fastlstm demo: {error}")
+    return _demo.run(
+        options.file,
+        show_all=options.all,
+        prompt=options.prompt,
+        length=options.length,
+        temperature=options.temperature,
+        seed=options.seed,
+        color=options.color,
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -307,25 +319,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     141: the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    name = "fastlstm"
     try:
+        if sys.stdout is None:
+            raise UserError("standard output is closed")
         if arguments[:1] == ["bench"]:
             from ._bench import main as bench
 
+            name = "fastlstm bench"
             code = bench(arguments[1:])
         else:
             options = _parser().parse_args(arguments)
+            name = f"fastlstm {options.command}"
             code = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what goes wrong with it goes wrong here, not at exit
+        sys.stdout.flush()  # what goes wrong with it goes wrong here, not at exit
         return int(code or 0)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         _forget_output()
         return BROKEN_PIPE
+    except UserError as error:
+        _fail(f"{name}: {error}")
+        return CHECK_FAILED if isinstance(error, Diverged) else USAGE_ERROR
+    except MemoryError as error:
+        return _fail(f"{name}: not enough memory: {error}".removesuffix(": "))
     except OSError as error:  # a file that cannot be read, a full disk
         where = f"{error.filename}: " if error.filename is not None else ""
-        code = _fail(f"fastlstm: {where}{error.strerror or error}")
+        code = _fail(f"{name}: {where}{error.strerror or error}")
         _forget_output()
         return code
 
@@ -334,6 +355,5 @@ def _forget_output() -> None:
     """Let the interpreter flush what is left, at exit, to nowhere."""
     try:
         sys.stdout.flush()
-    except (OSError, AttributeError):
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -94,7 +94,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(
         (b"\xef\xbb\xbf", "is empty"),
         (b"\x7fELF\0\0\1", "NUL"),
         ("utf-16".encode("utf-16"), "NUL"),
-        (bytes(range(1, 256)), "decoded"),
+        (bytes(range(1, 256)), "is no UTF-8 text (byte 127)"),
+        (b"latin gr\xfc\xdfe, quite so", "is no UTF-8 text (byte 8)"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -106,6 +107,53 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert cli.main(["demo", str(path)]) == 2
     out, err = capsys.readouterr()
     assert not out and one_line(err) and blamed in err and "text" in err and "\033" not in err
+    assert err.startswith("fastlstm demo: ")
+
+
+@pytest.mark.parametrize(("prompt", "blamed"), [("naïve", "'ï'"), (os.fsdecode(b"a\xff"), "is no UTF-8")])
+def test_prompts_that_the_demo_cannot_read(
+    prompt: str, blamed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--prompt", prompt]) == 2
+    out, err = capsys.readouterr()
+    assert not out and one_line(err) and "--prompt" in err and blamed in err
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "generate m", "train t -o m", "bench --quick"])
+def test_a_closed_output_is_an_error(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(command.split()) == 2
+    assert capsys.readouterr().err == "fastlstm: standard output is closed\n"
+
+
+def test_too_little_memory_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object, **options: object) -> int:
+        raise MemoryError("Unable to allocate 32.0 TiB")
+
+    monkeypatch.setattr(_demo, "run", run)
+    assert cli.main(["demo"]) == 2
+    assert capsys.readouterr().err == "fastlstm demo: not enough memory: Unable to allocate 32.0 TiB\n"
+
+
+def test_bounds_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, bounds in (("--width", "1..2^20"), ("--steps", "1..2^40"), ("--seed", "0..2^63-1")):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "t", "-o", "m", option, "-5"])
+        assert f"an integer in {bounds}," in capsys.readouterr().err
+
+
+def test_the_most_threads_are_those_of_the_core() -> None:
+    before = fastlstm.get_num_threads()
+    try:
+        fastlstm.set_num_threads(cli.MOST_THREADS)
+        with pytest.raises(ValueError, match=f"1 to {cli.MOST_THREADS}"):
+            fastlstm.set_num_threads(cli.MOST_THREADS + 1)
+    finally:
+        fastlstm.set_num_threads(before)
 
 
 def test_errors_of_the_process(tmp_path: Path) -> None:

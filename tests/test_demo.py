@@ -132,7 +132,6 @@ def test_reading(tmp_path: Path) -> None:
 
     assert text(b"\xef\xbb\xbfa\r\nb\rc\td\n") == "a\nb\nc   d\n"
     assert text("grüße".encode()) == "grüße"
-    assert text(b"latin gr\xfc\xdfe, quite so") == "latin gr\ufffd\ufffde, quite so"
 
 
 def test_a_huge_file_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
@@ -142,6 +141,8 @@ def test_a_huge_file_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.write_text(huge, encoding="utf-8")
         source = _demo.read(str(path))
         assert not source.whole and source.text == huge[:500]
+    path.write_bytes(b"x" * 1999 + "é".encode() * 2)  # what is read ends within a character
+    assert _demo.read(str(path)).text == "x" * 500
     assert "the first 500 characters" in page(tmp_path, SAMPLE * 10)[1]
     path.write_text("é" * 500, encoding="utf-8")
     assert _demo.read(str(path)).whole

@@ -38,6 +38,28 @@ def test_sunspots_runs(tmp_path):
     assert picture.exists() == drawn
 
 
+def test_sunspots_refuses_before_it_trains(sunspots, tmp_path, monkeypatch, capsys):
+    cases = [(["--seed", "-1"], "--seed must be"), (["--steps", "0"], "--steps")]
+    if importlib.util.find_spec("matplotlib") is not None:
+        cases += [
+            (["--plot", str(tmp_path / "x.docx")], "ends in one of"),
+            (["--plot", str(tmp_path / "x")], "ends in one of"),
+            (["--plot", ""], "ends in one of"),
+            (["--plot", str(tmp_path / "none" / "x.png")], "No such file"),
+        ]
+    monkeypatch.setattr(sunspots, "load", lambda: pytest.fail("it went on"))
+    for arguments, said in cases:
+        monkeypatch.setattr(sys, "argv", ["sunspots.py", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            sunspots.main()
+        assert exit_.value.code == 2 and said in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setattr(sys, "argv", ["sunspots.py", "--plot", str(tmp_path / "x.png")])
+    with pytest.raises(SystemExit):
+        sunspots.main()
+    assert "--plot needs matplotlib" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_sunspots_without_statsmodels_says_so():
     code = f"import sys, runpy; sys.modules['statsmodels.datasets'] = sys.modules['statsmodels'] = None; \
 sys.argv = ['x']; runpy.run_path({str(EXAMPLES / 'sunspots.py')!r}, run_name='__main__')"

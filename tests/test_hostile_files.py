@@ -305,6 +305,24 @@ def test_refused(path, name):
     assert time.perf_counter() - began < 2
 
 
+def test_other_kinds_of_files_are_called_so(path):
+    """Though a header may be as long as a zip file's first bytes say."""
+    for data, said in (
+        (b"import fastlstm\n" * 9, "is no safetensors file"),
+        (b"", "is no safetensors file"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0", "PyTorch pickle: .*safetensors.torch.save_file"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9", "PyTorch pickle"),
+    ):
+        for read in (fastlstm.load, _files.read_metadata, _files.read_tensors):
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=f"^{path} .*{said}"):
+                read(str(path))
+    for begin in (b"\x80\x02\0", b"PK\0"):
+        length = int.from_bytes(begin, "little")
+        data = joined(TEXT.ljust(length), BODY)
+        assert data.startswith(begin) and attempt(path, data)
+
+
 def test_sparse_file_is_not_read(path):
     for length in (2**20, 2**35):
         with open(path, "wb") as file:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
+import io
 import json
 import math
 import os
@@ -58,6 +60,7 @@ def test_train_and_generate(cell, text, tmp_path, capsys):
     train(text, output, "--cell", cell, "--layers", "2", "--dropout", "0.1", "--weight-decay", "0.01")
     said = capsys.readouterr().out
     assert "bits per character" in said and "n-gram" in said and "step 40/40" in said and "left" in said
+    assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "text.txt"]
     for _ in range(2):
         assert cli.main(["generate", str(output), "--prompt", "def ", "--length", "50", "--seed", "3"]) == 0
@@ -161,6 +164,27 @@ def test_many_texts_are_one(tmp_path, capsys):
     assert one.digest != two.digest
 
 
+def test_standard_input_is_a_text(text, tmp_path, monkeypatch, capsys):
+    wanted = train(text, tmp_path / "a")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert train("-", tmp_path / "b") == wanted
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert "standard input is no UTF-8" in refused(capsys, "-", "-o", tmp_path / "c")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed" in refused(capsys, "-", "-o", tmp_path / "c")
+
+
+def test_a_model_worse_than_equal_odds_is_called_so(text, tmp_path, capsys):
+    wild = ["--lr", "300", "--warmup", "0", "--steps", "3", "--cell", "rnn"]
+    train(text, tmp_path / "m", *wild)
+    said = capsys.readouterr().out
+    assert f"worse than equal odds for all symbols, {math.log2(len(set(TEXT))):.4f}" in said
+    assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
+    train(text, tmp_path / "m")
+    assert "worse than" not in capsys.readouterr().out
+    assert [_train.figure(v) for v in (1.23456, 99.9, 123456.0)] == ["1.235", "99.900", "1.235e+05"]
+
+
 def test_a_picture_of_the_loss(text, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for name in ("loss.png", "loss.svg"):
@@ -191,7 +215,7 @@ def test_a_bar_on_a_terminal(text, tmp_path):
             shown += part
         os.close(main_end)
         assert done.wait(60) == 0
-        assert (b"it/s" in shown or b"char/s" in shown) != hide
+        assert (b" 40/40 [" in shown and b" steps/s" in shown) != hide
         assert (b"step 40/40" in shown) == hide and b"bits per character" in shown
 
 
@@ -313,6 +337,27 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(text, tmp_path, capsys):
     assert train(text, output, *options, "--resume") == wanted
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_twice(text, tmp_path, monkeypatch, capsys):
+    """At once it is as good as once; later it stops at once, and says what is left."""
+    for patience, step in ((100.0, 12), (-1.0, 10)):
+        output = tmp_path / f"m{step}"
+        monkeypatch.setattr(_train, "PATIENCE", patience)
+        interrupt_at(monkeypatch, 13, times=2)
+        train(text, output, "--checkpoint-every", "10", code=130)
+        said = capsys.readouterr().out
+        assert said.count("stopping after this step") == 1
+        assert f"stopped; {output}.checkpoint holds step {step}, --resume goes on" in said
+        assert saved_step(f"{output}.checkpoint") == step
+        monkeypatch.undo()
+
+
+def test_ctrl_c_in_the_last_step(text, tmp_path, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 40)
+    train(text, tmp_path / "m", code=130)
+    assert saved_step(tmp_path / "m.checkpoint") >= 39 and not (tmp_path / "m").exists()
+
+
 def test_resume_needs_no_option_again_and_takes_some_new_ones(text, tmp_path, monkeypatch, capsys):
     output = tmp_path / "m"
     interrupt_at(monkeypatch, 13)
@@ -323,6 +368,16 @@ def test_resume_needs_no_option_again_and_takes_some_new_ones(text, tmp_path, mo
         assert cli.main(["train", str(text), "-o", str(output), "--resume", option, value]) == 2
         err = capsys.readouterr().err
         assert one_line(err) and option in err and value in err
+    err = refused(capsys, text, "-o", output, "--resume", "--bytes")
+    assert "--bytes cannot change in a run" in err and "began without it" in err
+    err = refused(capsys, text, "-o", output, "--resume", "--steps", "5")
+    assert "--steps 5: the run is at step 12 already" in err and saved_step(f"{output}.checkpoint") == 12
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    listed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "of which --steps, --lr, --warmup, --clip, --weight-decay and --dropout may be given anew" in listed
+    )
     changed = ["--resume", "--lr", "0.001", "--steps", "20", "--dropout", "0.2", "--weight-decay", "0.1"]
     assert cli.main(["train", str(text), "-o", str(output), *changed]) == 0
     said = capsys.readouterr().out
@@ -331,7 +386,7 @@ def test_resume_needs_no_option_again_and_takes_some_new_ones(text, tmp_path, mo
     assert (settings["width"], settings["dropout"], settings["weight_decay"]) == (7, 0.2, 0.1)
 
 
-def interrupt_at(monkeypatch, step):
+def interrupt_at(monkeypatch, step, times=1):
     """As if Ctrl-C were pressed in that step."""
     original = fastlstm.clip_grad_norm
     calls = 0
@@ -339,7 +394,7 @@ def interrupt_at(monkeypatch, step):
     def clip(*arguments):
         nonlocal calls
         calls += 1
-        if calls == step:
+        for _ in range(times if calls == step else 0):
             signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
@@ -352,7 +407,7 @@ def interrupt_at(monkeypatch, step):
 def refused(capsys, *arguments, code=2):
     assert cli.main(["train", *map(str, arguments)]) == code
     out, err = capsys.readouterr()
-    assert one_line(err) and err.startswith("fastlstm")
+    assert one_line(err) and err.startswith("fastlstm train: ")
     return err
 
 
@@ -366,6 +421,11 @@ def test_texts_that_will_not_do(tmp_path, capsys):
     assert "every file is empty" in refused(capsys, empty, empty, "-o", output)
     err = refused(capsys, short, "-o", output)
     assert "too short" in err and "--batch 32" in err and "300 characters" in err
+    assert "give more text, or a smaller --batch or --bptt" in err
+    single = tmp_path / "single"
+    single.write_text("a")
+    assert "too short: 1 character, " in refused(capsys, single, "-o", output)
+    single.unlink()
     assert "--bytes" in refused(capsys, binary, "-o", output)
     assert "missing" in refused(capsys, tmp_path / "missing", "-o", output)
     assert "Is a directory" in refused(capsys, tmp_path, "-o", output)
@@ -388,11 +448,57 @@ def test_targets_that_will_not_do(text, tmp_path, capsys):
     assert "no folder" in refused(capsys, text, "-o", text / "m")
     assert "is a folder" in refused(capsys, text, "-o", tmp_path)
     assert "--plot" in refused(capsys, text, "-o", tmp_path / "m", "--plot", tmp_path / "none" / "x.png")
+    assert "-o: wanted the name of a file, got ''" in refused(capsys, text, "-o", "")
+    assert "--plot: wanted the name of a file" in refused(capsys, text, "-o", tmp_path / "m", "--plot", "")
+    assert "is a device" in refused(capsys, text, "-o", os.devnull)
     if os.name == "posix" and os.geteuid() != 0:
         tmp_path.chmod(0o500)
         assert "cannot be written" in refused(capsys, text, "-o", tmp_path / "m")
         tmp_path.chmod(0o700)
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_texts_are_never_overwritten(text, tmp_path, capsys):
+    link, checkpoint = tmp_path / "link", tmp_path / "m.checkpoint"
+    link.symlink_to(text)
+    assert "-o " in refused(capsys, text, "-o", link)
+    assert f"-o {text} is one of the texts" in refused(capsys, link, "-o", text)
+    checkpoint.write_text(TEXT)
+    err = refused(capsys, text, checkpoint, "-o", tmp_path / "m", "--resume")
+    assert "its checkpoint" in err and "is one of the texts" in err
+    assert "is one of the texts" in refused(capsys, f"{checkpoint}.lock", "-o", tmp_path / "m")
+    assert text.read_text() == checkpoint.read_text() == TEXT and not (tmp_path / "m").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+def test_nor_is_a_text_on_standard_input(text, monkeypatch):
+    saved = os.dup(0)
+    try:
+        with text.open() as file:
+            os.dup2(file.fileno(), 0)
+        with pytest.raises(_train.UserError, match="is one of the texts"):
+            _train._check_targets(["-"], str(text), f"{text}.checkpoint", None)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
+def test_a_picture_replaces_neither_text_nor_model(text, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for output, plot, said in (
+        ("m.png", "m.png", "where the model is written"),
+        ("m.png", "./m.png", "where the model is written"),
+        ("m.png", "link.png", "where the model is written"),
+        ("m", "checkpoint.png", "where its checkpoint is written"),
+        ("m", "text.png", "is one of the texts"),
+    ):
+        (tmp_path / "text.png").write_text(TEXT)
+        for link, target in (("link.png", "m.png"), ("checkpoint.png", "m.checkpoint")):
+            (tmp_path / link).unlink(missing_ok=True)
+            (tmp_path / link).symlink_to(tmp_path / target)
+        plot = f"{tmp_path}/{plot}"
+        err = refused(capsys, tmp_path / "text.png", "-o", tmp_path / output, "--plot", plot)
+        assert f"--plot {plot}" in err and said in err
 
 
 def test_plot_without_matplotlib_or_with_an_unknown_kind(text, tmp_path, monkeypatch, capsys):
@@ -409,7 +515,8 @@ def test_plot_without_matplotlib_or_with_an_unknown_kind(text, tmp_path, monkeyp
     [
         ["--width", "0"], ["--layers", "0"], ["--steps", "0"], ["--batch", "-1"], ["--bptt", "0.5"],
         ["--lr", "0"], ["--lr", "nan"], ["--clip", "0"], ["--dropout", "1"], ["--cell", "elman"],
-        ["--threads", "0"], ["--checkpoint-every", "0"], ["--seed", "-1"], ["--weight-decay", "-1"],
+        ["--threads", "0"], ["--threads", "257"], ["--checkpoint-every", "0"], ["--seed", "-1"],
+        ["--weight-decay", "-1"],
     ],
 )  # fmt: skip
 def test_options_that_will_not_do(arguments, text, tmp_path, capsys):
@@ -433,18 +540,63 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(text, tmp_path,
 
     monkeypatch.setattr(fastlstm, "cross_entropy", poisoned)
     err = refused(capsys, text, "-o", output, *SMALL, "--checkpoint-every", "4", code=1)
-    assert "step 10" in err and "nan" in err and "--lr" in err and "still holds step 8" in err
+    assert "step 10" in err and "nan" in err and "still holds step 8" in err
+    assert "try again with --resume --lr 0.001" in err
     monkeypatch.undo()
     assert not output.exists() and saved_step(f"{output}.checkpoint") == 8
+    kept = Path(f"{output}.checkpoint").read_bytes()
     assert train(text, output, "--resume") == wanted
+    Path(f"{output}.checkpoint").write_bytes(kept)
+    train(text, output, "--resume", "--lr", "0.001")  # as advised
 
 
 def test_a_learning_rate_out_of_all_measure(text, tmp_path, capsys):
+    """The beginning alone is not kept: the same command with a smaller rate shall do."""
     wild = ["--lr", "1e38", "--warmup", "0", "--checkpoint-every", "1"]
     err = refused(capsys, text, "-o", tmp_path / "m", *SMALL, *wild, code=1)
-    assert "--lr" in err and "still holds step" in err
+    assert "try again with a smaller --lr, say --lr 0.01" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+    train(text, tmp_path / "m", *wild, "--lr", "0.01")
+
+
+def test_weights_are_kept_only_if_a_step_can_be_taken_from_them(text, tmp_path, capsys):
+    wild = ["--lr", "1e38", "--warmup", "20", "--checkpoint-every", "1"]
+    err = refused(capsys, text, "-o", tmp_path / "m", *SMALL, *wild, code=1)
+    assert "still holds step" in err
     arrays, _, _ = _train.read_checkpoint(str(tmp_path / "m.checkpoint"))
     assert all(np.isfinite(v).all() for v in arrays.values())
+
+
+def full_disk(monkeypatch, after):
+    """As if there were no room any more after so many writings."""
+    original, writings = os.fsync, 0
+
+    def fsync(file):
+        nonlocal writings
+        writings += 1
+        if writings > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_full_disk(text, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "m"
+    every = ["-o", output, *SMALL, "--checkpoint-every", "4"]
+    full_disk(monkeypatch, after=0)
+    err = refused(capsys, text, *every)
+    assert err == f"fastlstm train: {output}.checkpoint: {os.strerror(errno.ENOSPC)}\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+    monkeypatch.undo()
+    full_disk(monkeypatch, after=3)
+    err = refused(capsys, text, *every)
+    assert f"{output}.checkpoint: " in err and "it still holds step 8, --resume goes on" in err
+    monkeypatch.undo()
+    full_disk(monkeypatch, after=8)
+    assert refused(capsys, text, *every, "--resume").startswith(f"fastlstm train: {output}: ")
+    monkeypatch.undo()
+    train(text, output, "--resume")
 
 
 def test_runs_that_are_there_already(text, tmp_path, monkeypatch, capsys):
@@ -461,6 +613,25 @@ def test_runs_that_are_there_already(text, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert "that run has ended" in refused(capsys, text, "-o", output, *SMALL, "--resume")
     train(text, output)  # afresh
+    lines = capsys.readouterr().out.splitlines()
+    warned = lines.index(f"{output} is there already: it will be replaced when the run ends")
+    assert warned < next(k for k, line in enumerate(lines) if line.startswith("step "))
+
+
+def test_two_runs_at_once(text, tmp_path, monkeypatch, capsys):
+    """The second is refused, and the first goes on; what a killed run leaves is in nobody's way."""
+    pytest.importorskip("fcntl")
+    (tmp_path / "m.checkpoint.lock").write_bytes(b"")
+    original, errors = _train.learn, []
+
+    def learn(*arguments):
+        errors.append(refused(capsys, text, "-o", tmp_path / "m", "--resume"))
+        original(*arguments)
+
+    monkeypatch.setattr(_train, "learn", learn)
+    train(text, tmp_path / "m")
+    assert "another run is writing" in errors[0] and "m.checkpoint" in errors[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "text.txt"]
 
 
 def test_checkpoints_that_are_damaged(text, tmp_path, monkeypatch, capsys):
@@ -474,7 +645,14 @@ def test_checkpoints_that_are_damaged(text, tmp_path, monkeypatch, capsys):
     facts = json.loads(metadata[_train.CHECKPOINT_KEY])
 
     def written(arrays, facts):
-        _files.write_tensors(str(checkpoint), arrays, {_train.CHECKPOINT_KEY: json.dumps(facts)})
+        text = json.dumps(facts)
+        metadata = {_train.CHECKPOINT_KEY: text, _train.DIGEST_KEY: _train.digest(text, arrays)}
+        _files.write_tensors(str(checkpoint), arrays, metadata)
+
+    def flipped(at):
+        data = bytearray(good)
+        data[at] ^= 1
+        checkpoint.write_bytes(data)
 
     for damage in (
         lambda: checkpoint.write_bytes(good[:-5]),
@@ -482,7 +660,9 @@ def test_checkpoints_that_are_damaged(text, tmp_path, monkeypatch, capsys):
         lambda: checkpoint.write_text(TEXT),
         lambda: _files.write_tensors(str(checkpoint), arrays, {}),
         lambda: written(arrays, []),
-        lambda: written(arrays, facts | {"version": 99}),
+        lambda: flipped(-1),
+        lambda: flipped(good.index(b"step") + 9),
+        lambda: _files.write_tensors(str(checkpoint), arrays, metadata | {_train.DIGEST_KEY: ""}),
         lambda: written(arrays, {k: v for k, v in facts.items() if k != "step"}),
         lambda: written(arrays, facts | {"settings": {"width": 0}}),
         lambda: written(arrays, facts | {"settings": {"what": 1}}),
@@ -490,20 +670,34 @@ def test_checkpoints_that_are_damaged(text, tmp_path, monkeypatch, capsys):
         lambda: written({k: v for k, v in arrays.items() if "weight_hh" not in k}, facts),
     ):
         damage()
-        assert "m.checkpoint" in refused(capsys, text, "-o", output, "--resume")
+        err = refused(capsys, text, "-o", output, "--resume")
+        assert f"{checkpoint} is damaged" in err and err.endswith("; remove it to begin anew\n")
+        assert "Error" not in err
+    written(arrays, facts | {"version": 99})
+    assert "has version 99 of fastlstm train, wanted 1" in refused(capsys, text, "-o", output, "--resume")
+    checkpoint.write_bytes(good)
+    train(text, output, "--resume")
 
 
 def test_models_that_will_not_do(text, tmp_path, capsys):
     output = tmp_path / "m"
     train(text, output)
-    bare = tmp_path / "bare.safetensors"
+    bare, nameless, pickle = (tmp_path / name for name in ("bare", "nameless", "pickle"))
     fastlstm.LSTM(3, 4).save(bare)
+    _files.write_tensors(str(nameless), fastlstm.GRU(3, 4).state_dict(), {})
+    pickle.write_bytes(b"PK\x03\x04" + bytes(100))
+    checkpoint = tmp_path / "other.checkpoint"
+    _train.Run(_train.Settings(width=7), _train.read_text([str(text)], False)).save(str(checkpoint))
     capsys.readouterr()
     for arguments, blamed in (
         ([tmp_path / "missing"], "missing"),
-        ([text], "text.txt"),
+        ([text], f"{text} is no safetensors file\n"),
         ([bare], "was not written by fastlstm train"),
+        ([nameless], "was not written by fastlstm train"),
+        ([pickle], "a PyTorch pickle: write the state_dict with safetensors.torch.save_file"),
+        ([checkpoint], "is the checkpoint of a run that has not ended: fastlstm train --resume"),
         ([output, "--prompt", "Ω"], "'Ω'"),
+        ([output, "--prompt", os.fsdecode(b"a\xff")], "--prompt is no UTF-8"),
     ):
         assert cli.main(["generate", *map(str, arguments)]) == 2
         out, err = capsys.readouterr()
