@@ -69,7 +69,7 @@ def set_num_threads(n: int) -> None:
     quota). A call takes more than one thread only where its work repays it. Raises TypeError or ValueError
     unless n is an int in 1..256.
     """
-    _core.set_num_threads(_check.integer("n", n, 1, 256))
+    _core.set_num_threads(_check.integer("n", n, 1, _check.MOST_THREADS))
 
 
 def get_num_threads() -> int:

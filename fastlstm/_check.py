@@ -23,6 +23,7 @@ Activation: TypeAlias = (
     str | tuple[Any, ...]
 )  # a name, or (name, alpha[, beta]) where the function has parameters
 
+MOST_THREADS = 256  # the core's bound
 MAX_LAYERS = (
     1024  # bounds what a hostile file can ask for, and the header of an honest one (see _files.HEADER_LIMIT)
 )

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import __version__, show_config
+from . import __version__, _check, show_config
 from ._train import CHANGEABLE, Diverged, Settings, UserError
 
 CHECK_FAILED, USAGE_ERROR = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # the exit codes of a shell: 128 + SIGINT, 128 + SIGPIPE
 TRAINING = Settings._field_defaults  # the options of `fastlstm train` that decide the outcome
-MOST_THREADS = 256  # the core's bound
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,7 +169,7 @@ def _add_train(commands: Any) -> None:
     add("dropout", _number(float, 0, 0.99, "a number in 0..0.99"), "P", "share of outputs left out")
     add("seed", _integer(0, 2**63 - 1), "N", "of everything random")
     command.add_argument(
-        "--threads", type=_integer(1, MOST_THREADS), metavar="N", help="at most (the cores there are)"
+        "--threads", type=_integer(1, _check.MOST_THREADS), metavar="N", help="at most (the cores there are)"
     )
     command.add_argument(
         "--checkpoint-every",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import _bench, _demo, cli
+from fastlstm import _bench, _check, _core, _demo, cli
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -149,9 +149,9 @@ def test_bounds_are_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_most_threads_are_those_of_the_core() -> None:
     before = fastlstm.get_num_threads()
     try:
-        fastlstm.set_num_threads(cli.MOST_THREADS)
-        with pytest.raises(ValueError, match=f"1 to {cli.MOST_THREADS}"):
-            fastlstm.set_num_threads(cli.MOST_THREADS + 1)
+        _core.set_num_threads(_check.MOST_THREADS)
+        with pytest.raises(ValueError, match=f"1 to {_check.MOST_THREADS}"):
+            _core.set_num_threads(_check.MOST_THREADS + 1)
     finally:
         fastlstm.set_num_threads(before)
 

@@ -22,8 +22,8 @@ from fastlstm import _demo, cli
 TARGET = Path(__file__).parent.parent / "fastlstm" / "data" / "charlm.safetensors"
 # Tests repeat themselves, tables are neither prose nor program, and installed packages are not the library.
 LEFT_OUT = {"dist-packages", "encodings", "idle_test", "pydoc_data", "site-packages", "test", "tests"}
-# Some half an hour of one core, to 1.65 bits per character of the tenth that is held out. Tried: a fifth of the
-# steps, 1.86; half the --bptt with --lr 0.015, which was worse.
+# Some half an hour of one core, to 1.65 bits per character of the tenth that is held out. Tried: a fifth of
+# the steps, 1.86; half the --bptt with --lr 0.015, which was worse.
 OPTIONS = ["--width=136", "--embedding=32", "--batch=16", "--bptt=128", "--steps=100000"]
 
 
