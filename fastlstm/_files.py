@@ -11,6 +11,7 @@ for anything; `tests/test_hostile_files.py` holds the two readers against each o
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -101,14 +102,16 @@ def replace_file(target: str, data: bytes) -> None:
     OSError names the target, not the temporary file beside it.
     """
     path = os.path.realpath(target)  # a link stays a link
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EISDIR if os.path.isdir(path) else errno.EINVAL, "is no regular file", target)
     temporary = os.path.join(os.path.dirname(path), f".fastlstm-{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))  # as if the old file were written to
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))  # as if the old file had been written to
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -43,7 +43,8 @@ CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "gated_rnn": "GatedRNN"}
 HELD_OUT = 10  # one part in so many is not learnt from: half of it validates, half is the test,
 VALIDATION = 100_000  # but validation, which is done often, takes at most so many symbols
 BASELINE = 10_000_000  # symbols at most that the n-gram model counts: it takes some 100 bytes for each
-CHUNK = 256  # steps at a time where nothing is learnt
+CHUNK = 256  # steps at a time where nothing is learnt,
+LOGITS = 1 << 23  # but no more logits than these
 WARM_UP = 256  # symbols that each reader of the held-out text reads before those that count
 SECONDS = 5.0  # between two lines of progress
 LOCK = ".lock"  # what the name of a file beside a checkpoint ends in while a run has it
@@ -188,8 +189,8 @@ def build(s: Settings, symbols: int) -> Any:
     )
 
 
-def bits(model: Any, codes: Array, start: int, stop: int) -> float:
-    """Bits a symbol of codes[start:stop], each expected from those before it.
+def bits(model: Any, text: Text, start: int, stop: int) -> float:
+    """Bits a symbol of text.codes[start:stop], each expected from those before it.
 
     Several readers share the stretch; each reads WARM_UP symbols before its part, for a state to begin with.
     """
@@ -197,9 +198,10 @@ def bits(model: Any, codes: Array, start: int, stop: int) -> float:
     length = -(-(stop - start) // readers)
     warm_up = min(WARM_UP, start - 1)
     begins = start + np.arange(readers) * length
-    total, state = 0.0, None
-    for t in range(-warm_up, length, CHUNK):
-        steps = np.arange(t, min(t + CHUNK, length))[:, None]
+    total, state, codes = 0.0, None, text.codes
+    chunk = max(1, min(CHUNK, LOGITS // (readers * text.symbols)))
+    for t in range(-warm_up, length, chunk):
+        steps = np.arange(t, min(t + chunk, length))[:, None]
         places = begins + steps
         logits, state = model(codes[np.minimum(places - 1, len(codes) - 1)], state)
         counted = (steps >= 0) & (places < stop)
@@ -477,7 +479,7 @@ def _keep(run: Run, path: str) -> None:
 def _validate(run: Run) -> tuple[float, float]:
     """Bits in training since the last time and in validation; the best weights are kept."""
     text = run.text
-    validated = bits(run.model, text.codes, text.train, text.train + text.validation)
+    validated = bits(run.model, text, text.train, text.train + text.validation)
     if not math.isfinite(validated):
         raise Diverged(f"after step {run.step} validation gives {validated:g}")
     trained = sum(run.recent) / len(run.recent)
@@ -637,7 +639,7 @@ def _finish(run: Run, output: str, plot: str | None, say: Callable[[str], None])
     """The model's file, its figures beside the baseline's, and the picture."""
     s, text = run.settings, run.text
     run.model.load_state_dict(run.best)
-    test = bits(run.model, text.codes, text.train + text.validation, len(text.codes))
+    test = bits(run.model, text, text.train + text.validation, len(text.codes))
     about = {
         "version": VERSION,
         "alphabet": text.alphabet,
@@ -707,7 +709,8 @@ def _check_plotting(path: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         raise UserError("--plot needs matplotlib: pip install 'fastlstm[train]'") from None
-    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
+    helped = {"eps", "pgf", "ps"}  # by programs that may be missing, which would show at the end
+    kinds = sorted(FigureCanvasAgg.get_supported_filetypes().keys() - helped)
     if Path(path).suffix[1:].lower() not in kinds:
         raise UserError(f"--plot {path}: wanted a name that ends in one of {', '.join(kinds)}")
 

@@ -446,3 +446,12 @@ def test_metadata_that_is_wrong(config, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         fastlstm.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
+def test_a_file_of_another_kind_is_not_replaced(tmp_path):
+    """Nor would root's /dev/null be."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="no regular file"):
+        LAYERS[0].save(tmp_path / "fifo")
+    assert (tmp_path / "fifo").is_fifo() and len(list(tmp_path.iterdir())) == 1
