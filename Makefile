@@ -95,15 +95,17 @@ $(eval $(call flavour,coverage,$(CC),-O0 -g --coverage))
 programs = $(C_TESTS:%=build/c/$(1)/%)
 run_each = @set -e; for program in $(1); do echo "$$program"; $$program; done
 
-strict: ## the C files alone, no build system, gcc and clang, all warnings are errors; no symbol without fl_
-	@mkdir -p build/c/strict
-	@set -e; for cc in $(CC) $(CLANG); do \
-	    library=build/c/strict/libfastlstm-$$(basename $$cc).so; \
-	    (set -x; $$cc -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $$library \
-	        csrc/*.c csrc/kernels/*.c -pthread -lm); \
-	    strays=$$(nm -D --defined-only $$library | awk '$$2 ~ /[A-Z]/ && $$3 !~ /^(fl_|_init$$|_fini$$)/ { print $$3 }'); \
-	    test -z "$$strays" || { echo "without fl_: $$strays"; exit 1; }; \
-	done
+define strict_library # compiler
+build/c/strict/libfastlstm-$(notdir $(1)).so: $$(CORE) $$(CORE_HEADERS)
+	@mkdir -p $$(@D)
+	@(set -x; $(1) -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $$@ csrc/*.c csrc/kernels/*.c -pthread -lm)
+	@strays=$$$$(nm -D --defined-only $$@ | awk '$$$$2 ~ /[A-Z]/ && $$$$3 !~ /^(fl_|_init$$$$|_fini$$$$)/ { print $$$$3 }'); \
+	test -z "$$$$strays" || { echo "without fl_: $$$$strays"; exit 1; }
+endef
+$(foreach compiler,$(CC) $(CLANG),$(eval $(call strict_library,$(compiler))))
+
+# The C files alone, no build system, gcc and clang, all warnings are errors; no symbol without fl_.
+strict: $(foreach compiler,$(CC) $(CLANG),build/c/strict/libfastlstm-$(notdir $(compiler)).so) ## the C files alone, gcc and clang: no warning, no stray symbol
 
 test-c: $(call programs,plain) build/c/plain/ulp ## the C programs of tests/c
 	$(call run_each,$^)
