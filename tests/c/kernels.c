@@ -149,17 +149,14 @@ static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
                                          rows == 0 || (rows == 7 && d == 2));
                         }
     /* Deep enough to be summed by stretches. */
-    static const int64_t deep[] = {1, 7, 127, 128, 129, 257, 400}, some_rows[] = {1, 2, 3, 5, 6, 7, 13, 31};
-    for (int r = 0; r < 8; r++)
-        for (int64_t vecs = 1; vecs <= 9; vecs += vecs < 5 ? 1 : 4)
-            for (int d = 0; d < 7; d++)
-                for (int64_t parts = 1; parts <= 4; parts++) {
-                    product_case(k, some_rows[r], vecs, deep[d], parts, true, (start_kind)(d % START_KINDS), r % 2,
-                                 r == 3 && d == 3);
-                    if (parts <= 2 && d > 3)
-                        product_case(k, some_rows[r], vecs, deep[d], parts, false, (start_kind)(d % START_KINDS), r % 2,
-                                     r == 3 && d == 3);
-                }
+    static const int64_t deep[] = {7, 128, 129, 400}, some_rows[] = {1, 2, 5, 13}, some_vecs[] = {1, 3, 4, 9};
+    for (int i = 0; i < 4 * 4 * 4 * 4; i++) {
+        const int d = i % 4, r = i / 4 % 4, parts = i / 16 % 4 + 1;
+        const int64_t rows = some_rows[r], vecs = some_vecs[i / 64];
+        const start_kind kind = (start_kind)(i % START_KINDS);
+        product_case(k, rows, vecs, deep[d], parts, true, kind, r % 2, r == 1 && d == 2);
+        if (parts <= 2 && d > 1) product_case(k, rows, vecs, deep[d], parts, false, kind, r % 2, r == 1 && d == 2);
+    }
     /* No rows: nothing is touched. */
     fl_product_args p = {.rows = 0, .vecs = 3, .parts = 1, .part = {{5, NULL, NULL}}};
     k->product(&p);
