@@ -147,9 +147,9 @@ def test_a_short_call_keeps_the_gil():
 
     interval = sys.getswitchinterval()
     thread = threading.Thread(target=count)
-    thread.start()
     try:
-        sys.setswitchinterval(1000)
+        sys.setswitchinterval(1000)  # before the thread waits for the first time, or it might ask once more
+        thread.start()
         before = counted[0]
         for _ in range(200):
             stream.step(x, out=out)
