@@ -419,7 +419,7 @@ def test_strict_and_threads():
 def test_dropout_needs_layers():
     """As PyTorch, which warns too."""
     with pytest.warns(UserWarning, match="dropout=0.5 does nothing with num_layers=1"):
-        fastlstm.GRU(3, 4, dropout=0.5)
+        assert fastlstm.GRU(3, 4, dropout=0.5).dropout == 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fastlstm.GRU(3, 4, 2, dropout=0.5)
+        assert fastlstm.GRU(3, 4, 2, dropout=0.5).dropout == 0.5
