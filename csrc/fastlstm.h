@@ -191,7 +191,8 @@ FL_API int64_t fl_get_num_threads(void);
 FL_API fl_status fl_set_spin_us(double us);
 
 /* The instruction set in use: "avx512", "avx2", "neon" or "portable". FASTLSTM_ISA=name forces one; NULL and a
- * message when it names none that this CPU has. Read once. */
+ * message when it names none that this CPU has. Read once. Where none is forced, a layer whose units half a register
+ * holds takes the next narrower. */
 FL_API const char *fl_isa(void);
 /* Those that this CPU can run, best first; NULL past the last. */
 FL_API const char *fl_isa_at(int64_t index);

@@ -57,6 +57,8 @@ const fl_cell *fl_cell_of(const fl_config *config);
 
 /* --- dispatch.c: which CPU this is --- */
 const fl_kernels *fl_kernels_of(fl_dtype dtype); /* NULL: FASTLSTM_ISA was wrong, fl_fail has been called */
+/* For a layer of so many units: a narrower path where half a register of the best one holds them and none is forced. */
+const fl_kernels *fl_kernels_for(fl_dtype dtype, int64_t units);
 /* For tests and benchmarks: the table of a path by name, whether chosen or not; NULL if this CPU lacks it. */
 FL_API const fl_kernels *fl_kernels_named(const char *isa, fl_dtype dtype);
 

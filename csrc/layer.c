@@ -79,7 +79,7 @@ fl_status fl_create(const fl_config *config, fl_layer **out) {
     if (!config) return fl_fail(FL_BAD_ARGUMENT, "config: NULL");
     const fl_status status = check_config(config);
     if (status) return status;
-    const fl_kernels *kernels = fl_kernels_of((fl_dtype)config->dtype);
+    const fl_kernels *kernels = fl_kernels_for((fl_dtype)config->dtype, config->hidden_size);
     if (!kernels) return FL_UNSUPPORTED;
     fl_layer *layer = calloc(1, sizeof *layer);
     if (!layer) return fl_fail(FL_NO_MEMORY, "layer: no memory");

@@ -7,6 +7,11 @@
 #define cell_at FL_NAME(cell_at)
 #define cell_update FL_NAME(cell_update)
 #define cell_blocks FL_NAME(cell_blocks)
+#define cell_half FL_NAME(cell_half)
+#define cell_first FL_NAME(cell_first)
+#define cell_second FL_NAME(cell_second)
+#define cell_next FL_NAME(cell_next)
+#define cell_halves FL_NAME(cell_halves)
 #define cell_load FL_NAME(cell_load)
 #define cell_state FL_NAME(cell_state)
 #define cell_write FL_NAME(cell_write)
@@ -43,6 +48,40 @@ FL_INLINE void cell_blocks(const fl_cell_args *p, cell_update *update) {
         for (int64_t u = p->begin; u < p->end - rest; u += LANES) update(p, (cell_at){r, u, LANES});
         if (rest) update(p, (cell_at){r, p->end - rest, rest});
     }
+}
+
+/* An update in halves: what the first hands to the second. */
+typedef struct cell_half {
+    cell_at at;
+    vec a, b;
+} cell_half;
+
+typedef cell_half cell_first(const fl_cell_args *p, cell_at at);
+typedef void cell_second(const fl_cell_args *p, cell_half half);
+
+/* The block after this one; false past the last. */
+FL_INLINE bool cell_next(const fl_cell_args *p, cell_at *at) {
+    at->unit += LANES;
+    if (at->unit >= p->end) {
+        at->unit = p->begin;
+        at->row++;
+    }
+    at->n = p->end - at->unit < LANES ? p->end - at->unit : LANES;
+    return at->row < p->rows;
+}
+
+/* The second half of each block after the first of the next. The chain of a block is some 170 cycles, and a core looks
+ * ahead by little more than its hundred instructions: so a chain is half done when the next begins. */
+FL_INLINE void cell_halves(const fl_cell_args *p, cell_first *first, cell_second *second) {
+    cell_at at = {0, p->begin - LANES, LANES};
+    cell_half half;
+    bool any = false;
+    for (; cell_next(p, &at); any = true) {
+        const cell_half next = at.n == LANES ? first(p, (cell_at){at.row, at.unit, LANES}) : first(p, at);
+        if (any) second(p, half);
+        half = next;
+    }
+    if (any) second(p, half);
 }
 
 /* --- the same backwards --- */

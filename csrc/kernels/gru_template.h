@@ -10,7 +10,8 @@
  * Test: tests/test_forward.py, tests/c/kernels.c.
  */
 
-#define gru_block FL_NAME(gru_block)
+#define gru_first FL_NAME(gru_first)
+#define gru_second FL_NAME(gru_second)
 #define gru_general_block FL_NAME(gru_general_block)
 #define gru_reset_block FL_NAME(gru_reset_block)
 #define gru_candidate_block FL_NAME(gru_candidate_block)
@@ -33,15 +34,19 @@ FL_INLINE vec vblend_states(vec A, vec n, vec h) {
     return vdiv(vfma(A, vsigned(g, n), vmul(h, g1)), vmul(vadd(vset(1), A), g1));
 }
 
-FL_INLINE void gru_block(const fl_cell_args *p, cell_at at) {
+FL_INLINE cell_half gru_first(const fl_cell_args *p, cell_at at) {
     const vec r =
         vsigmoid(vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 0), cell_load(p, at, p->z, p->z_stride, 3, 0)));
     const vec z = vadd(cell_load(p, at, p->zx, p->zx_stride, 3, 1), cell_load(p, at, p->z, p->z_stride, 3, 1));
     const vec n = vfma(r, cell_load(p, at, p->z, p->z_stride, 3, 2), cell_load(p, at, p->zx, p->zx_stride, 3, 2));
-    cell_write(p, at, vblend_states(vexp_minus(z, 0), n, vload(cell_state(p, at, p->h))));
+    return (cell_half){at, vexp_minus(z, 0), n};
 }
 
-void FL_NAME(fl_gru)(const fl_cell_args *p) { cell_blocks(p, gru_block); }
+FL_INLINE void gru_second(const fl_cell_args *p, cell_half half) {
+    cell_write(p, half.at, vblend_states(half.a, half.b, vload(cell_state(p, half.at, p->h))));
+}
+
+void FL_NAME(fl_gru)(const fl_cell_args *p) { cell_halves(p, gru_first, gru_second); }
 
 FL_INLINE vec gru_limit(const fl_cell_options *s, vec x) { return s->clip > 0 ? vclip(x, s->clip) : x; }
 

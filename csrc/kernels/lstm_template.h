@@ -9,21 +9,26 @@
  * Bound: FL_BOUND(sigmoid), FL_BOUND(sigmoid_tanh). Test: tests/test_forward.py, tests/c/kernels.c.
  */
 
-#define lstm_block FL_NAME(lstm_block)
+#define lstm_first FL_NAME(lstm_first)
+#define lstm_second FL_NAME(lstm_second)
 #define lstm_general_block FL_NAME(lstm_general_block)
 #define lstm_backward_block FL_NAME(lstm_backward_block)
 #define lstm_plain_backward FL_NAME(lstm_plain_backward)
 #define lstm_any_backward FL_NAME(lstm_any_backward)
 
-FL_INLINE void lstm_block(const fl_cell_args *p, cell_at at) {
+FL_INLINE cell_half lstm_first(const fl_cell_args *p, cell_at at) {
     const vec i = cell_load(p, at, p->z, p->z_stride, 4, 0), f = cell_load(p, at, p->z, p->z_stride, 4, 1);
     const vec g = cell_load(p, at, p->z, p->z_stride, 4, 2), o = cell_load(p, at, p->z, p->z_stride, 4, 3);
     const vec c = vadd(vdiv(vload(cell_state(p, at, p->c)), vexp_minus(f, 1)), vsigmoid_tanh(i, g));
     vstore(cell_state(p, at, p->c_out), c);
-    cell_write(p, at, vsigmoid_tanh(o, c));
+    return (cell_half){at, o, c};
 }
 
-void FL_NAME(fl_lstm)(const fl_cell_args *p) { cell_blocks(p, lstm_block); }
+FL_INLINE void lstm_second(const fl_cell_args *p, cell_half half) {
+    cell_write(p, half.at, vsigmoid_tanh(half.a, half.b));
+}
+
+void FL_NAME(fl_lstm)(const fl_cell_args *p) { cell_halves(p, lstm_first, lstm_second); }
 
 FL_INLINE void lstm_general_block(const fl_cell_args *p, cell_at at) {
     const fl_cell_options *s = p->options;

@@ -14,9 +14,10 @@ typedef __mmask16 vmask_f32;
 static inline vec_f32 simd_set_f32(float x) { return _mm512_set1_ps(x); }
 static inline vec_f32 simd_load_f32(const float *p) { return _mm512_loadu_ps(p); }
 static inline void simd_store_f32(float *p, vec_f32 a) { _mm512_storeu_ps(p, a); }
-/* Half vectors on their own: a load that lies within one earlier store is forwarded, a masked one is not. */
+/* Halves and quarters on their own: a load that lies within one earlier store is forwarded, a masked one is not. */
 static inline vec_f32 simd_load_part_f32(const float *p, int64_t n) {
     if (n == 8) return _mm512_zextps256_ps512(_mm256_loadu_ps(p));
+    if (n == 4) return _mm512_zextps128_ps512(_mm_loadu_ps(p));
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
 static inline void simd_store_part_f32(float *p, int64_t n, vec_f32 a) {

@@ -504,6 +504,26 @@ static void test_tables(void) {
     check(fl_kernel_bound("none", FL_FLOAT32) == 0, "a bound for nothing");
 }
 
+/* A forced path is every layer's; else a layer that fills half a register of AVX-512 takes AVX2. */
+static void test_narrow(void) {
+    const char *wanted = getenv("FASTLSTM_ISA");
+    for (int dtype = 0; dtype < 2; dtype++) {
+        const fl_kernels *best = fl_kernels_of((fl_dtype)dtype);
+        const bool narrows = !(wanted && *wanted) && strcmp(best->isa, "avx512") == 0;
+        for (int64_t units = 1; units <= best->lanes + 1; units++) {
+            fl_config config;
+            fl_layer *layer = NULL;
+            fl_config_init(&config, FL_LSTM, 1, units);
+            config.dtype = dtype;
+            check(fl_create(&config, &layer) == FL_OK, "no layer of %d units", (int)units);
+            const char *isa = narrows && units <= best->lanes / 2 ? "avx2" : best->isa;
+            check(layer && strcmp(layer->kernels->isa, isa) == 0, "%d units on %s, wanted %s", (int)units,
+                  layer ? layer->kernels->isa : "nothing", isa);
+            fl_free(layer);
+        }
+    }
+}
+
 static bool test_one(const fl_kernel_info *info, fl_dtype dtype) {
     if (strcmp(info->type, "fl_map_fn") == 0) {
         test_map(info->op, dtype, info->offset);
@@ -532,6 +552,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) *large[i] = guarded_create(1 << 18);
     find_paths();
     test_tables();
+    test_narrow();
     test_list(false, test_one);
     return check_report();
 }
