@@ -181,8 +181,8 @@ def roofline(core: Any, seconds: float) -> dict[str, Any]:
 
 
 def peak_now(core: Any) -> float:
-    """The peak, FLOP/s, at this moment's clock: in three bursts of some 40 µs, for multiply-adds of registers draw less
-    power than a product does, and within a millisecond of them the clock was 10 to 20 % faster."""
+    """The peak, FLOP/s, at this moment's clock: in three bursts of some 40 µs, for multiply-adds of registers
+    draw less power than a product, and within a millisecond of them the clock was 10 to 20 % faster."""
     return float(statistics.median(core.peak_flops("float32", 0) for _ in range(3)))
 
 
