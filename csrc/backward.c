@@ -571,7 +571,7 @@ static fl_status run_backward(backward_call *call, char **memory) {
     call->segment_rows = longest_segment(t);
     fl_arena a = {NULL, 0};
     for (int64_t i = 0; i < D; i++) lay_out(call, &call->direction[i], &a);
-    if (!(*memory = fl_os_alloc(a.used)))
+    if (!(*memory = fl_take_block(l, a.used)))
         return fl_fail(FL_NO_MEMORY, "backward: no memory for %lld bytes of work space", (long long)a.used);
     a = (fl_arena){*memory, 0};
     for (int64_t i = 0; i < D; i++) {
@@ -606,6 +606,6 @@ fl_status fl_backward(fl_tape *tape, const fl_gradients *g) {
     char *memory = NULL;
     status = run_backward(&call, &memory);
     free(call.begin);
-    fl_os_free(memory);
+    fl_give_block(tape->layer, memory);
     return status;
 }

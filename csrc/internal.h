@@ -128,7 +128,7 @@ struct fl_layer {
     int64_t output_size, directions; /* P, D */
     int64_t hidden_stride, output_stride; /* H and P rounded up to whole vectors */
     fl_pack *pack; /* read and swapped under fl_os_lock */
-    struct fl_spare *spare; /* memory of tapes that are gone, likewise */
+    struct fl_spare *spare; /* memory of tapes and backward passes that are gone, likewise */
     atomic_int version; /* of `pack`, so that a stream sees a change without the lock */
 };
 

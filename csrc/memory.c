@@ -1,4 +1,4 @@
-/* Sizes without overflow, memory in parts, and blocks that a layer keeps for its next tape. */
+/* Sizes without overflow, memory in parts, and blocks that a layer keeps for its next tape and backward pass. */
 #include "internal.h"
 
 #include <string.h>
@@ -27,10 +27,11 @@ void fl_set_row(char *row, const void *from, int64_t bytes) {
     else memset(row, 0, (size_t)bytes);
 }
 
-/* --- blocks of tapes that are gone --- */
+/* --- blocks that are used again --- */
 
 /* A training step records what the one before has just forgotten, and fresh pages cost as much as some products: so a
- * layer keeps the memory of its last tapes, one for each of its directions. Where a block begins, it says how it goes on. */
+ * layer keeps the memory of its last tapes, one for each of its directions, and the work space of a backward pass. Where
+ * a block begins, it says how it goes on. */
 typedef struct fl_spare {
     struct fl_spare *next;
     int64_t bytes;
@@ -62,7 +63,7 @@ void fl_give_block(const fl_layer *layer, char *block) {
     if (!block) return;
     fl_layer *l = (fl_layer *)layer;
     fl_spare *mine = (fl_spare *)(void *)(block - HEADER_BYTES), *oldest = NULL;
-    const int64_t most = l->config.num_layers * l->directions;
+    const int64_t most = l->config.num_layers * l->directions + 1;
     fl_os_lock();
     mine->next = l->spare;
     l->spare = mine;
