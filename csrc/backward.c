@@ -14,6 +14,7 @@
 enum {
     SEGMENT_ROWS = FL_SUM_ROWS,
     TILE_ROWS = 6, /* rows that pass the product kernel at once */
+    SMALL_US = 1000, /* a pass of less does not repay that one core reads what another wrote of dz */
 };
 
 /* One direction's state of affairs. Buffers are [rows, stride], rows of the batch or of the segment. */
@@ -580,7 +581,8 @@ static fl_status run_backward(backward_call *call, char **memory) {
     }
     const double us =
         2 * fl_estimate_steps_us(l, (double)t->place[t->steps], t->sequence.B) / (double)l->config.num_layers;
-    call->split = fl_choose_split(l, t->steps * D, t->sequence.B, us, &call->threads);
+    /* A step has two halves, each with its barrier. */
+    call->split = fl_choose_split(l, 2 * t->steps * D, t->sequence.B, us < SMALL_US ? 0 : us, &call->threads);
     call->begin = malloc((size_t)(call->threads + 1) * sizeof *call->begin);
     if (!call->begin) return fl_fail(FL_NO_MEMORY, "backward: no memory");
     fl_share_rows(t->sequence.B, t->order, t->length, call->threads, call->begin);

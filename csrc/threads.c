@@ -18,7 +18,7 @@ static void pause_cpu(void) {}
 #endif
 
 enum {
-    ALONE_US = 100, /* calls below this stay in the calling thread unless they follow each other */
+    ALONE_US = 500, /* calls below this stay in the calling thread unless they follow each other */
 };
 
 /* Waits for another thread that runs: spins, and gives the core away now and then in case it does not. */
@@ -260,8 +260,8 @@ void fl_start_threads(int64_t threads) {
     fl_monitor_unlock(shared.monitor);
 }
 
-/* Waking a thread takes some 30 us: a call of ALONE_US or less, which is over by then, takes others along only where it
- * follows another such call at once, whose workers still spin or are about to. */
+/* Waking a thread takes 30 us, in a virtual machine up to 300: a call of ALONE_US or less takes others along only where
+ * it follows another such call at once, whose workers still spin or are about to. */
 int64_t fl_threads_for(double us) {
     static _Atomic double before;
     const int64_t threads = fl_get_num_threads();
