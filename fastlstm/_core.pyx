@@ -109,6 +109,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const char *isa
         int32_t lanes
         fl_roof_fn *roof_fma
+        fl_roof_fn *roof_chain
         fl_roof_fn *roof_read
     ctypedef struct fl_kernel_info:
         const char *op
@@ -553,6 +554,12 @@ def peak_flops(str dtype, double seconds=0.2):
     """Measured FMA peak of the path in use, one core, FLOP/s."""
     cdef const fl_kernels *k = fl_kernels_of(<fl_dtype><int>_DTYPES[dtype])
     return rate(k.roof_fma, np.linspace(0.1, 0.5, 12 * k.lanes).astype(dtype), 20_000, 1, seconds)
+
+
+def multiply_add_ns(str dtype, double seconds=0.2):
+    """Measured latency of a multiply-add of the path in use, ns."""
+    cdef const fl_kernels *k = fl_kernels_of(<fl_dtype><int>_DTYPES[dtype])
+    return 1e9 / rate(k.roof_chain, np.linspace(0.1, 0.5, k.lanes).astype(dtype), 10_000, 1, seconds)
 
 
 def read_bandwidth(int64_t n_bytes, double seconds=0.2):

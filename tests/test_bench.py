@@ -31,6 +31,7 @@ def test_json(smoke: Path) -> None:
     assert result["machine"]["cpu"] and len(result["machine"]["cores_used"]) <= 1
     assert result["versions"]["numpy"] == np.__version__ and result["settings"]["peers"] == ["numpy"]
     assert result["roofline"]["peak_flops"] > 1e8
+    assert 0.1 < result["roofline"]["multiply_add_ns"] < 1000
     assert set(result["roofline"]["read_bytes_per_second"]) == set(measure.CACHES)
     rows = {row["name"]: row for row in result["rows"]}
     assert set(rows) == set(grid.SMOKE)

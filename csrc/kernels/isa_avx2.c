@@ -45,6 +45,7 @@
 #define fl_tanh_f32 fl_tanh_f32_avx2
 #define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_avx2
 #define fl_roof_fma_f32 fl_roof_fma_f32_avx2
+#define fl_roof_chain_f32 fl_roof_chain_f32_avx2
 #define fl_roof_read_f32 fl_roof_read_f32_avx2
 #define fl_kernels_f64 fl_kernels_f64_avx2
 #define fl_product_f64 fl_product_f64_avx2
@@ -78,6 +79,7 @@
 #define fl_tanh_f64 fl_tanh_f64_avx2
 #define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_avx2
 #define fl_roof_fma_f64 fl_roof_fma_f64_avx2
+#define fl_roof_chain_f64 fl_roof_chain_f64_avx2
 #define fl_roof_read_f64 fl_roof_read_f64_avx2
 
 #define FL_IS_F32

@@ -46,6 +46,7 @@
 #define fl_tanh_f32 fl_tanh_f32_avx512
 #define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_avx512
 #define fl_roof_fma_f32 fl_roof_fma_f32_avx512
+#define fl_roof_chain_f32 fl_roof_chain_f32_avx512
 #define fl_roof_read_f32 fl_roof_read_f32_avx512
 #define fl_kernels_f64 fl_kernels_f64_avx512
 #define fl_product_f64 fl_product_f64_avx512
@@ -79,6 +80,7 @@
 #define fl_tanh_f64 fl_tanh_f64_avx512
 #define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_avx512
 #define fl_roof_fma_f64 fl_roof_fma_f64_avx512
+#define fl_roof_chain_f64 fl_roof_chain_f64_avx512
 #define fl_roof_read_f64 fl_roof_read_f64_avx512
 
 #define FL_IS_F32

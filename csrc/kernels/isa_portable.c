@@ -39,6 +39,7 @@
 #define fl_tanh_f32 fl_tanh_f32_portable
 #define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_portable
 #define fl_roof_fma_f32 fl_roof_fma_f32_portable
+#define fl_roof_chain_f32 fl_roof_chain_f32_portable
 #define fl_roof_read_f32 fl_roof_read_f32_portable
 #define fl_kernels_f64 fl_kernels_f64_portable
 #define fl_product_f64 fl_product_f64_portable
@@ -72,6 +73,7 @@
 #define fl_tanh_f64 fl_tanh_f64_portable
 #define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_portable
 #define fl_roof_fma_f64 fl_roof_fma_f64_portable
+#define fl_roof_chain_f64 fl_roof_chain_f64_portable
 #define fl_roof_read_f64 fl_roof_read_f64_portable
 
 #define FL_IS_F32

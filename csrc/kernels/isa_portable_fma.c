@@ -44,6 +44,7 @@
 #define fl_tanh_f32 fl_tanh_f32_portable_fma
 #define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_portable_fma
 #define fl_roof_fma_f32 fl_roof_fma_f32_portable_fma
+#define fl_roof_chain_f32 fl_roof_chain_f32_portable_fma
 #define fl_roof_read_f32 fl_roof_read_f32_portable_fma
 #define fl_kernels_f64 fl_kernels_f64_portable_fma
 #define fl_product_f64 fl_product_f64_portable_fma
@@ -77,6 +78,7 @@
 #define fl_tanh_f64 fl_tanh_f64_portable_fma
 #define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_portable_fma
 #define fl_roof_fma_f64 fl_roof_fma_f64_portable_fma
+#define fl_roof_chain_f64 fl_roof_chain_f64_portable_fma
 #define fl_roof_read_f64 fl_roof_read_f64_portable_fma
 
 #define FL_IS_F32

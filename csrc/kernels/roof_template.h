@@ -21,6 +21,19 @@ int64_t FL_NAME(fl_roof_fma)(const void *data, int64_t n) {
     return n * 12 * LANES * 2;
 }
 
+/* n rounds of four multiply-adds that wait for each other, from data [LANES]; returns how many. */
+int64_t FL_NAME(fl_roof_chain)(const void *data, int64_t n) {
+    const vec x = vload((const real *)data);
+    vec acc = x;
+    for (int64_t round = 0; round < n; round++)
+        FL_UNROLL for (int i = 0; i < 4; i++) acc = vfma(acc, x, x);
+    real sum[LANES];
+    vstore(sum, acc);
+    volatile real sink = sum[0];
+    (void)sink;
+    return n * 4;
+}
+
 /* Reads n bytes, whole groups of eight vectors of them; returns how many. */
 int64_t FL_NAME(fl_roof_read)(const void *data, int64_t n) {
     const real *p = (const real *)data;

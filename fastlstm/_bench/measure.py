@@ -28,6 +28,8 @@ TOLERANCE = 2e-5  # largest |value - float64 reference| / max(1, |reference|) of
 # In training, of outputs, states and gradients: |value - float64 reference| / the array's largest entry.
 TRAINING_TOLERANCE = 1e-5
 BEST_OF = ("torch", "onnxruntime", "openvino")  # the peers that "best peer" means
+# ns of a multiply-add on the core of the audio rows' floors: 4 cycles, at 32 FLOP a cycle and 117 GFLOP/s.
+FLOORS_MULTIPLY_ADD_NS = 4 * 32 / 117
 CACHES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 256 << 20}  # bytes read over and over
 
 
@@ -37,6 +39,13 @@ class Settings(NamedTuple):
     batch: float  # seconds a batch of calls
     min_rounds: int
     max_rounds: int = 300
+
+
+class Clock(NamedTuple):
+    """How fast a core runs: its peak, FLOP/s, and the ns of a multiply-add that waits for another."""
+
+    flops: float
+    multiply_add_ns: float
 
 
 class Mismatch(Exception):
@@ -146,17 +155,17 @@ def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
     return best
 
 
-def take_turns(engines: Sequence[Engine], peak: Callable[[], float], s: Settings) -> float:
-    """Fill the engines' samples; returns the median of peak(), called after each batch of ours.
+def take_turns(engines: Sequence[Engine], clock: Callable[[], Clock], s: Settings) -> Clock:
+    """Fill the engines' samples; returns the medians of clock(), called after each batch of ours.
 
     Each engine has an equal share of the budget, so slow ones sit out some of the rounds. We come first. The
-    peak is that of the clock which our batch left behind: under wide multiply-adds some cores slow down by a
-    fifth, and recover at rest.
+    clock is that which our batch left behind: under wide multiply-adds some cores slow down by a fifth, and
+    recover at rest.
     """
     for e in engines:
         cost = e.seconds * (e.calls + (e.calls > 1)) + e.settling
         e.rounds = min(max(int(s.budget / len(engines) / cost), s.min_rounds), s.max_rounds)
-    rounds, peaks = max(e.rounds for e in engines), []
+    rounds, clocks = max(e.rounds for e in engines), []
     gc.collect()
     gc.disable()
     try:
@@ -168,26 +177,33 @@ def take_turns(engines: Sequence[Engine], peak: Callable[[], float], s: Settings
                     settle()
                     e.samples.append(timed(e.call.run, e.calls))
                     if e is engines[0]:
-                        peaks.append(peak())
+                        clocks.append(clock())
     finally:
         gc.enable()
-    return statistics.median(peaks)
+    return Clock(*map(statistics.median, zip(*clocks, strict=True)))
 
 
 def roofline(core: Any, seconds: float) -> dict[str, Any]:
     """What one core can do at most on the path in use: multiply-adds in FLOP/s, reading in bytes/s."""
     reads = {level: core.read_bandwidth(n, seconds) for level, n in CACHES.items()}
-    return {"peak_flops": core.peak_flops("float32", seconds), "read_bytes_per_second": reads}
+    return {
+        "peak_flops": core.peak_flops("float32", seconds),
+        "multiply_add_ns": core.multiply_add_ns("float32", seconds), "read_bytes_per_second": reads,
+    }  # fmt: skip
 
 
-def peak_now(core: Any) -> float:
-    """The peak, FLOP/s, at this moment's clock: in three bursts of some 40 µs, for multiply-adds of registers
-    draw less power than a product, and within a millisecond of them the clock was 10 to 20 % faster."""
-    return float(statistics.median(core.peak_flops("float32", 0) for _ in range(3)))
+def clock_now(core: Any) -> Clock:
+    """At this moment: in three bursts of some 40 µs, for multiply-adds of registers draw less power than a
+    product, and within a millisecond of them the clock was 10 to 20 % faster."""
+    flops = statistics.median(core.peak_flops("float32", 0) for _ in range(3))
+    return Clock(float(flops), float(core.multiply_add_ns("float32", 0)))
 
 
-def figures(row: Row, us: Mapping[str, float], peak: float, reads: Mapping[str, float]) -> dict[str, Any]:
-    """What a row's medians say: ratios, the share of the peak (FLOP/s) and, for one sequence, of the roof."""
+def figures(
+    row: Row, us: Mapping[str, float], clock: Clock, threads: int, reads: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a row's medians say: ratios, the share of the peak and, for one sequence, of the roof."""
+    peak = threads * clock.flops
     mine = us["fastlstm"]
     out: dict[str, Any] = {
         "us": mine, "ns_per_step": 1000 * mine / row.steps, "gflops": row.flops / mine / 1e3,
@@ -208,7 +224,8 @@ def figures(row: Row, us: Mapping[str, float], peak: float, reads: Mapping[str, 
     if "numpy" in us:
         out["over_numpy"] = us["numpy"] / mine
     if row.table == "audio":
-        out["scaled_ns"] = out["ns_per_step"] * peak / 117e9
+        # Such a step is a chain that waits: it gains nothing from a core that multiplies more at once.
+        out["scaled_ns"] = out["ns_per_step"] * FLOORS_MULTIPLY_ADD_NS / clock.multiply_add_ns
     if "fastlstm dense" in us:
         out["against_dense"] = mine / us["fastlstm dense"]
     if "torch padded" in us:
@@ -240,10 +257,10 @@ def measure(
         out["left_out"] = wrong
     if fast.name in wrong:
         return {**out, "error": wrong[fast.name]}
-    peak = s.threads * take_turns(engines, lambda: peak_now(core), s)
+    clock = take_turns(engines, lambda: clock_now(core), s)
     out["engines"] = {e.name: e.summary() for e in engines}
     us = {name: e["median_us"] for name, e in out["engines"].items()}
-    return out | figures(row, us, peak, roof["read_bytes_per_second"])
+    return out | figures(row, us, clock, s.threads, roof["read_bytes_per_second"])
 
 
 def against_48(rows: Sequence[dict[str, Any]]) -> None:

@@ -471,6 +471,9 @@ static void test_roof(const fl_kernels *k, const fl_kernel_info *info) {
         if (strcmp(info->op, "roof_fma") == 0) {
             memset(place(&z_guard, 12 * k->lanes * size, at_end), 0, (size_t)(12 * k->lanes * size));
             check(fn(z_guard.data, 5) == 5 * 12 * k->lanes * 2, "%s_%s: count", info->op, k->isa);
+        } else if (strcmp(info->op, "roof_chain") == 0) {
+            memset(place(&z_guard, k->lanes * size, at_end), 0, (size_t)(k->lanes * size));
+            check(fn(z_guard.data, 5) == 5 * 4, "%s_%s: count", info->op, k->isa);
         } else {
             const int64_t bytes = 3 * 8 * k->lanes * size;
             memset(place(&z_guard, bytes, at_end), 0, (size_t)bytes);
