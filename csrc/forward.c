@@ -7,6 +7,7 @@
 enum {
     MOST_ROWS = 128, /* of one scan: more gain nothing and leave the cache */
     FIT_BYTES = 12 << 20, /* weights that several cores may each read from the cache that they share */
+    MEMORY_RATE = 25000, /* bytes per microsecond, one core */
     STEP_US = 6,     /* steps below this do not repay a barrier: 0.3 us on some machines, 2 to 3 on others */
 };
 
@@ -200,7 +201,12 @@ double fl_estimate_steps_us(const fl_layer *l, double steps, int64_t batch) {
     const double inputs = (double)l->config.input_size + (L - 1) * D * P;
     const double products = D * G * H * (inputs + L * P) + (l->config.proj_size ? L * D * H * P : 0);
     const double rate = (batch >= 4 ? 100e3 : 50e3) * 4 / l->kernels->element_bytes; /* flop per microsecond */
-    return steps * (2 * products / rate + L * D * G * H * 5e-4);
+    const double us = steps * (2 * products / rate + L * D * G * H * 5e-4);
+    /* Weights that no cache keeps come from memory at every step; those of the input once for many, if there are. */
+    const double times = batch ? steps / (double)batch : 0;
+    const double bytes = (products - (times > 1 ? D * G * H * inputs : 0)) * l->kernels->element_bytes;
+    const double read_us = bytes > FIT_BYTES ? times * bytes / MEMORY_RATE : 0;
+    return us > read_us ? us : read_us;
 }
 
 double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B) {
