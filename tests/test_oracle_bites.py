@@ -233,8 +233,8 @@ BACKWARD_BUGS = {
     ),
     "last row of a tile left out of the sums": (
         "kernels/outer_template.h",
-        "(int)(m * (t + 1) / tiles - row), p",
-        "(int)(m * (t + 1) / tiles - row - (t + 1 == tiles && m > 1)), p",
+        "outer_rows((int)rows, p",
+        "outer_rows((int)(rows - (t + 1 == tiles && rows > 1)), p",
     ),
 }  # fmt: skip
 
