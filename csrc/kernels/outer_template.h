@@ -159,7 +159,7 @@ FL_INLINE void outer_ask_sums(const fl_outer_args *p, int64_t row, int64_t rows,
 /* Blocks of a outside, then columns of b, then stretches, then tiles. */
 void FL_NAME(fl_outer)(const fl_outer_args *p) {
     _Alignas(64) real b[FL_OUTER_STRETCH / sizeof(real)], sums[FL_OUTER_TILES * FL_TILE_ROWS * FL_PANEL_VECS * LANES];
-    const int64_t chunks = sum_chunks(p->depth), blocks = (p->m + FL_OUTER_BLOCK - 1) / FL_OUTER_BLOCK;
+    const int64_t chunks = p->n ? sum_chunks(p->depth) : 0, blocks = (p->m + FL_OUTER_BLOCK - 1) / FL_OUTER_BLOCK;
     const int64_t panel = FL_PANEL_VECS * LANES, panels = (p->n + panel - 1) / panel;
     const int64_t most = FL_OUTER_STRETCH / (panel * (int64_t)sizeof(real));
     for (int64_t i = 0; i < chunks * blocks; i++) {

@@ -705,7 +705,11 @@ static void test_outer(fl_dtype dtype, size_t offset) {
             check(b_unchanged(size, 0, n), "outer: wrote its input b");
         }
     fl_outer_args none = {.depth = 3, .m = 0, .n = 5};
-    for (int path = 0; path < path_count; path++) fl_kernels_named(paths[path], dtype)->outer(&none);
+    fl_outer_args no_columns = {.depth = 700, .m = 400, .n = 0};
+    for (int path = 0; path < path_count; path++) {
+        fl_kernels_named(paths[path], dtype)->outer(&none);
+        fl_kernels_named(paths[path], dtype)->outer(&no_columns);
+    }
 }
 
 static void test_sum(fl_dtype dtype, size_t offset) {
