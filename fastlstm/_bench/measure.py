@@ -3,7 +3,7 @@
 Turns: on every row the engines run one after the other in short batches of calls, over and over, the first of
 a round changing from round to round, so that a slow moment of the machine hits all of them. A figure is the
 median over the batches. Before a batch the process waits until the thread pools of the idle engines have
-stopped spinning, and makes an untimed call. The garbage collector is off.
+stopped spinning, and makes an untimed call, unless calls are long. The garbage collector is off.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TRAINING_TOLERANCE = 1e-5
 BEST_OF = ("torch", "onnxruntime", "openvino")  # the peers that "best peer" means
 # ns of a multiply-add on the core of the audio rows' floors: 4 cycles, at 32 FLOP a cycle and 117 GFLOP/s.
 FLOORS_MULTIPLY_ADD_NS = 4 * 32 / 117
+LONG_CALL = 0.02  # seconds; of a shorter one, the first call after the other engines' waits for the caches
 CACHES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 256 << 20}  # bytes read over and over
 
 
@@ -123,14 +124,19 @@ def settle(limit: float = 0.5) -> float:
     return perf_counter() - start
 
 
-def timed(run: Callable[[], Any], calls: int) -> float:
-    """Seconds a call, over a batch of them after an untimed one (a batch of one long call does without)."""
-    if calls > 1:
+def timed(run: Callable[[], Any], calls: int, warm: bool) -> float:
+    """Seconds a call, over a batch of them; if warm, after an untimed one."""
+    if warm:
         run()
     start = perf_counter()
     for _ in repeat(None, calls):
         run()
     return (perf_counter() - start) / calls
+
+
+def batch_of(seconds: float, s: Settings) -> int:
+    """Calls in a batch: weights that L3 holds came to stay there only after some calls."""
+    return max(4 if seconds < LONG_CALL / 4 else 1, int(s.batch / seconds))
 
 
 def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
@@ -147,10 +153,11 @@ def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
         for k in range(3):
             if engine.seconds < s.budget / 10 or (k == 0 and p.row.train):
                 engine.settling = settle()
-                engine.seconds = min(engine.seconds, timed(call.run, max(1, int(s.batch / engine.seconds))))
+                n = batch_of(engine.seconds, s)
+                engine.seconds = min(engine.seconds, timed(call.run, n, engine.seconds < LONG_CALL))
         found.append(engine)
     best = min(found, key=lambda e: e.seconds)
-    best.calls = max(1, int(s.batch / best.seconds))
+    best.calls = batch_of(best.seconds, s)
     best.variants = {e.call.variant: e.seconds * 1e6 for e in found}
     return best
 
@@ -163,7 +170,7 @@ def take_turns(engines: Sequence[Engine], clock: Callable[[], Clock], s: Setting
     recover at rest.
     """
     for e in engines:
-        cost = e.seconds * (e.calls + (e.calls > 1)) + e.settling
+        cost = e.seconds * (e.calls + (e.seconds < LONG_CALL)) + e.settling
         e.rounds = min(max(int(s.budget / len(engines) / cost), s.min_rounds), s.max_rounds)
     rounds, clocks = max(e.rounds for e in engines), []
     gc.collect()
@@ -175,7 +182,7 @@ def take_turns(engines: Sequence[Engine], clock: Callable[[], Clock], s: Setting
                 if (r + 1) * e.rounds // rounds > r * e.rounds // rounds:  # evenly spread
                     e.call.enter()
                     settle()
-                    e.samples.append(timed(e.call.run, e.calls))
+                    e.samples.append(timed(e.call.run, e.calls, e.seconds < LONG_CALL))
                     if e is engines[0]:
                         clocks.append(clock())
     finally:
