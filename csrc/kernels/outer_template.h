@@ -35,8 +35,6 @@
 #ifndef FL_OUTER_BLOCK
 #define FL_OUTER_BLOCK 192 /* columns of a */
 #define FL_OUTER_ASKS 32  /* lines before a tile: more would be no better than to come and fetch them */
-#define FL_OUTER_LINE 64  /* bytes */
-#define FL_OUTER_STRETCH (32 << 10) /* bytes of b that stay in L1 */
 #define FL_OUTER_TILES ((FL_OUTER_BLOCK + FL_TILE_ROWS - 1) / FL_TILE_ROWS)
 #endif
 
@@ -134,7 +132,7 @@ FL_INLINE outer_ahead outer_lines_of(const fl_outer_args *p, outer_block next, i
     outer_ahead ahead = {.row = (uintptr_t)((const real *)p->a + next.first * p->a_stride + next.begin),
                          .stride_bytes = p->a_stride * (int64_t)sizeof(real),
                          .rows = next.depth,
-                         .lines = (next.m * (int64_t)sizeof(real) + FL_OUTER_LINE - 1) / FL_OUTER_LINE};
+                         .lines = (next.m * (int64_t)sizeof(real) + FL_LINE - 1) / FL_LINE};
     ahead.each = ahead.rows * ahead.lines / tiles + 1;
     if (ahead.each > FL_OUTER_ASKS) ahead.rows = 0;
     return ahead;
@@ -142,7 +140,7 @@ FL_INLINE outer_ahead outer_lines_of(const fl_outer_args *p, outer_block next, i
 
 FL_INLINE void outer_ask(outer_ahead *ahead) {
     for (int64_t i = 0; i < ahead->each && ahead->rows > 0; i++) {
-        __builtin_prefetch((const void *)(ahead->row + (uintptr_t)(ahead->line * FL_OUTER_LINE)), 0, 2);
+        __builtin_prefetch((const void *)(ahead->row + (uintptr_t)(ahead->line * FL_LINE)), 0, 2);
         if (++ahead->line < ahead->lines) continue;
         ahead->line = 0;
         ahead->rows--;
@@ -152,16 +150,16 @@ FL_INLINE void outer_ask(outer_ahead *ahead) {
 
 FL_INLINE void outer_ask_sums(const fl_outer_args *p, int64_t row, int64_t rows, int64_t column, int64_t width) {
     for (int64_t r = row; r < row + rows; r++)
-        for (int64_t n = 0; n < width; n += FL_OUTER_LINE / (int64_t)sizeof(real))
+        for (int64_t n = 0; n < width; n += FL_LINE / (int64_t)sizeof(real))
             __builtin_prefetch((const real *)p->out + r * p->out_stride + column + n, 1);
 }
 
 /* Blocks of a outside, then columns of b, then stretches, then tiles. */
 void FL_NAME(fl_outer)(const fl_outer_args *p) {
-    _Alignas(64) real b[FL_OUTER_STRETCH / sizeof(real)], sums[FL_OUTER_TILES * FL_TILE_ROWS * FL_PANEL_VECS * LANES];
+    _Alignas(64) real b[FL_STRETCH_BYTES / sizeof(real)], sums[FL_OUTER_TILES * FL_TILE_ROWS * FL_PANEL_VECS * LANES];
     const int64_t chunks = p->n ? sum_chunks(p->depth) : 0, blocks = (p->m + FL_OUTER_BLOCK - 1) / FL_OUTER_BLOCK;
     const int64_t panel = FL_PANEL_VECS * LANES, panels = (p->n + panel - 1) / panel;
-    const int64_t most = FL_OUTER_STRETCH / (panel * (int64_t)sizeof(real));
+    const int64_t most = FL_STRETCH_BYTES / (panel * (int64_t)sizeof(real));
     for (int64_t i = 0; i < chunks * blocks; i++) {
         const outer_block at = outer_block_at(p, chunks, blocks, i);
         const int64_t tiles = (at.m + FL_TILE_ROWS - 1) / FL_TILE_ROWS, stretches = (at.depth + most - 1) / most;

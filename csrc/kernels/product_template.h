@@ -29,8 +29,6 @@
 #ifndef FL_PRODUCT_ONCE
 #define FL_PRODUCT_ONCE
 #define FL_ACCUMULATORS (FL_TILE_ROWS * FL_PANEL_VECS)
-#define FL_STRETCH_BYTES (32 << 10)
-#define FL_LINE 64 /* bytes of a cache line */
 #define FL_MOST_VECS (7 * FL_PANEL_VECS) /* of any case below, those never taken included */
 
 /* Full panels that `rows` rows may sweep at once without spilling accumulators. */

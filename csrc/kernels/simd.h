@@ -45,6 +45,9 @@
 typedef float real_f32;
 typedef double real_f64;
 
+#define FL_LINE 64                  /* bytes of a cache line */
+#define FL_STRETCH_BYTES (32 << 10) /* what stays in L1 while many rows pass over it */
+
 /* Loops over registers must vanish: an accumulator left in memory halves the speed of a product. But where every access
  * is checked, what is unrolled and inlined compiles for minutes; and a test that compiles often asks for FL_QUICK_BUILD. */
 #if defined(FL_QUICK_BUILD) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
