@@ -650,6 +650,50 @@ static bool place_or_check_a(int64_t size, int64_t depth, int64_t m, int64_t str
     return same;
 }
 
+/* More columns of a than a block holds, more rows than a stretch: each row of the sums as it is alone. */
+static void test_outer_blocks(fl_dtype dtype, size_t offset) {
+    enum { DEPTH = 130, M = 389, N = 33 };
+    static char together[M * N * 8];
+    const int64_t size = term_size = dtype == FL_FLOAT32 ? 4 : 8;
+    for (int at_end = 0; at_end < 2; at_end++) {
+        place_b(size, 0, N, at_end);
+        place_or_check_a(size, DEPTH, M, M, at_end, false);
+        for (int path = 0; path < path_count; path++) {
+            const fl_kernels *k = fl_kernels_named(paths[path], dtype);
+            fl_outer_fn *fn;
+            memcpy(&fn, (const char *)k + offset, sizeof fn);
+            char *out = NULL;
+            for (int alone = 0; alone < 2; alone++) {
+                out = place(&out_guard, M * N * size, at_end);
+                for (int64_t i = 0; i < M * N; i++) put(out, size, i, sum_number(size, 3, i / N, i % N));
+                fl_outer_args p = {.depth = DEPTH,
+                                   .m = alone ? 1 : M,
+                                   .n = N,
+                                   .a = a_guard.data,
+                                   .a_stride = M,
+                                   .b = b_pointers,
+                                   .out = out,
+                                   .out_stride = N};
+                const fl_fp_mode mode = fl_fp_begin();
+                for (int64_t i = 0; i < M / p.m; i++) {
+                    fn(&p);
+                    p.a = (const char *)p.a + size;
+                    p.out = (char *)p.out + N * size;
+                }
+                fl_fp_end(mode);
+                check(margin_untouched(&out_guard), "outer_%s: blocks: wrote outside", k->isa);
+                if (!alone) memcpy(together, out, (size_t)(M * N * size));
+            }
+            bool same = true;
+            for (int64_t i = 0; i < M * N; i++) {
+                const double x = get(together, size, i), y = get(out, size, i);
+                same = same && (isnan(x) ? isnan(y) : memcmp(together + i * size, out + i * size, (size_t)size) == 0);
+            }
+            check(same, "outer_%s: a row has other bits alone than among %d", k->isa, (int)M);
+        }
+    }
+}
+
 static void test_outer(fl_dtype dtype, size_t offset) {
     static total sums[DEPTHS][MOST_M][MOST_N];
     static const int64_t ms[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 18, MOST_M};
@@ -710,6 +754,7 @@ static void test_outer(fl_dtype dtype, size_t offset) {
         fl_kernels_named(paths[path], dtype)->outer(&none);
         fl_kernels_named(paths[path], dtype)->outer(&no_columns);
     }
+    test_outer_blocks(dtype, offset);
 }
 
 static void test_sum(fl_dtype dtype, size_t offset) {
