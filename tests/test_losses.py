@@ -15,7 +15,7 @@ BOUND = {"float32": 2e-6, "float64": 1e-14}
 SHAPES = [(1, 1), (7, 1), (1, 33), (7, 33), (3, 7, 5), (2, 1, 7, 33), (0, 7), (7,)]
 
 
-def close(got, wanted, dtype):
+def assert_close(got, wanted, dtype):
     """To within rounding of the largest entry; NaN and inf in the same places."""
     got, wanted = np.asarray(got, float), np.asarray(wanted, float)
     assert got.shape == wanted.shape
@@ -25,7 +25,7 @@ def close(got, wanted, dtype):
     assert np.abs(got[finite] - wanted[finite]).max(initial=0) <= BOUND[dtype] * scale
 
 
-def compare(loss, torch_loss, arrays, reduction):
+def assert_is_torchs(loss, torch_loss, arrays, reduction):
     """Value and gradient against PyTorch's."""
     torch = pytest.importorskip("torch")
     x, *rest = (torch.from_numpy(np.array(a)) for a in arrays)
@@ -36,11 +36,11 @@ def compare(loss, torch_loss, arrays, reduction):
     dtype = arrays[0].dtype.name
     assert isinstance(got, np.ndarray if reduction == "none" else float)
     assert gradient.dtype == dtype and gradient.flags.writeable
-    close(got, wanted.detach().numpy(), dtype)
-    close(gradient, x.grad.numpy(), dtype)
+    assert_close(got, wanted.detach().numpy(), dtype)
+    assert_close(gradient, x.grad.numpy(), dtype)
 
 
-def differences(loss, x, *rest, **options):
+def assert_slopes(loss, x, *rest, **options):
     """The gradient is the slope of the loss, by central differences in float64."""
     _, gradient = loss(x, *rest, **options)
     for index in np.ndindex(x.shape):
@@ -102,9 +102,10 @@ def test_softmax_is_pytorchs(shape, dtype):
     torch = pytest.importorskip("torch")
     x = 5 * np.random.default_rng(2).normal(size=shape).astype(dtype)
     before = x.copy()
+    given = torch.from_numpy(x)
     for axis in range(-len(shape), len(shape)):
-        close(fastlstm.softmax(x, axis), torch.softmax(torch.from_numpy(x), axis).numpy(), dtype)
-        close(fastlstm.log_softmax(x, axis), torch.log_softmax(torch.from_numpy(x), axis).numpy(), dtype)
+        assert_close(fastlstm.softmax(x, axis), torch.softmax(given, axis).numpy(), dtype)
+        assert_close(fastlstm.log_softmax(x, axis), torch.log_softmax(given, axis).numpy(), dtype)
     assert np.array_equal(x, before)
 
 
@@ -112,8 +113,8 @@ def test_softmax_of_infinities_is_pytorchs():
     torch = pytest.importorskip("torch")
     inf = math.inf
     x = np.array([[-inf, 0, 1], [-inf, -inf, -inf], [inf, 0, 1], [math.nan, 0, 1]])
-    close(fastlstm.softmax(x), torch.softmax(torch.from_numpy(x), -1).numpy(), "float64")
-    close(fastlstm.log_softmax(x), torch.log_softmax(torch.from_numpy(x), -1).numpy(), "float64")
+    assert_close(fastlstm.softmax(x), torch.softmax(torch.from_numpy(x), -1).numpy(), "float64")
+    assert_close(fastlstm.log_softmax(x), torch.log_softmax(torch.from_numpy(x), -1).numpy(), "float64")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -132,7 +133,7 @@ def test_cross_entropy_is_pytorchs(shape, ignored, reduction, dtype):
         )
         return flat.reshape(shape[:-1]) if reduction == "none" else flat
 
-    compare(
+    assert_is_torchs(
         lambda x, t, reduction: fastlstm.cross_entropy(x, t, reduction=reduction, **ignore),
         torch_loss,
         (x, targets),
@@ -155,7 +156,7 @@ def test_mse_loss_is_pytorchs(shape, reduction, dtype):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(4)
     arrays = [np.asarray(rng.normal(size=shape), dtype) for _ in range(2)]
-    compare(fastlstm.mse_loss, torch.nn.functional.mse_loss, arrays, reduction)
+    assert_is_torchs(fastlstm.mse_loss, torch.nn.functional.mse_loss, arrays, reduction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -177,7 +178,7 @@ def test_binary_cross_entropy_is_pytorchs(shape, weighted, reduction, dtype):
         tensors = {name: torch.from_numpy(v) for name, v in extras.items()}
         return torch.nn.functional.binary_cross_entropy_with_logits(x, target, reduction=reduction, **tensors)
 
-    compare(
+    assert_is_torchs(
         lambda x, t, reduction: fastlstm.binary_cross_entropy_with_logits(
             x, t, reduction=reduction, **extras
         ),
@@ -195,9 +196,9 @@ def test_gradients_are_slopes(reduction):
     rng = np.random.default_rng(6)
     x, t = rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 3, 5))
     classes = np.array([[0, 4, -1], [2, 2, 1]])
-    differences(fastlstm.cross_entropy, x, classes, ignore_index=-1, reduction=reduction)
-    differences(fastlstm.mse_loss, x, t, reduction=reduction)
-    differences(
+    assert_slopes(fastlstm.cross_entropy, x, classes, ignore_index=-1, reduction=reduction)
+    assert_slopes(fastlstm.mse_loss, x, t, reduction=reduction)
+    assert_slopes(
         fastlstm.binary_cross_entropy_with_logits, x, rng.random(x.shape), weight=rng.random((3, 1)),
         pos_weight=[1, 2, 3, 0.5, 0], reduction=reduction,
     )  # fmt: skip

@@ -310,7 +310,7 @@ def test_the_core_as_it_is_passes(program, clean):
     assert " 0 failed" in done.stdout
 
 
-def bite(program, bug, clean, folder):
+def assert_noticed(program, bug, clean, folder):
     objects, programs, _ = clean
     file, there, planted = bug
     root = copy_of_the_core(folder)
@@ -334,13 +334,13 @@ def bite(program, bug, clean, folder):
 @on_the_core
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted(bug, clean, tmp_path):
-    bite("oracle", BUGS[bug], clean, tmp_path)
+    assert_noticed("oracle", BUGS[bug], clean, tmp_path)
 
 
 @on_the_core
 @pytest.mark.parametrize("bug", BACKWARD_BUGS)
 def test_planted_in_backward(bug, clean, tmp_path):
-    bite("gradients", BACKWARD_BUGS[bug], clean, tmp_path)
+    assert_noticed("gradients", BACKWARD_BUGS[bug], clean, tmp_path)
 
 
 # --- gradients ----------------------------------------------------------------------------------------------
@@ -429,26 +429,26 @@ def changed_reference(there, planted):
     return module
 
 
-def compare_gradients(module):
+def assert_gradients_agree(module):
     for cell in test_backward.CELLS:
         what = {"cls": lambda name: getattr(module, name), "dtypes": ["float64"]}
         lengths = [5, 0, 3, 4]
-        test_backward.compare(cell, (5, 7), 5, 4, **what, how={"lengths": lengths})
+        test_backward.assert_agrees(cell, (5, 7), 5, 4, **what, how={"lengths": lengths})
         how = {"lengths": lengths, "dropout_seed": 1}
-        test_backward.compare(
+        test_backward.assert_agrees(
             cell, (5, 7), 5, 4, **what, how=how, num_layers=2, bidirectional=True, dropout=0.3
         )
 
 
 def test_gradients_as_they_are_agree():
-    compare_gradients(changed_reference("def lstm_step", "def lstm_step"))
+    assert_gradients_agree(changed_reference("def lstm_step", "def lstm_step"))
 
 
 @pytest.mark.parametrize("bug", GRADIENT_BUGS)
 def test_planted_in_gradients(bug):
     module = changed_reference(*GRADIENT_BUGS[bug])
     with pytest.raises(AssertionError):
-        compare_gradients(module)
+        assert_gradients_agree(module)
 
 
 @pytest.mark.parametrize("dtype", test_backward.DTYPES)
