@@ -7,6 +7,9 @@
  * out, which changes no bit. The next stretch is fetched into L2 meanwhile.
  * Aliasing: out may be start. Tails: a last panel of fewer vectors has tiles of its own; columns are padded by the
  * packer, rows are split evenly into tiles of at most FL_TILE_ROWS.
+ * Included a second time for bfloat16 weights, which are the upper halves of floats: widened as they are read, the same
+ * sums. Two registers' worth of them lie lane by lane, [panel][k][pair of vecs][lane][2], an odd one after the pairs; no
+ * pass with gradients runs on them, so parts are never apart.
  * Test: tests/c/kernels.c (guard pages, every tail), tests/test_same_bits.py.
  * Bound: that of recursive summation, depth * eps * sum |a w|; no test needs a constant of its own.
  * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3; x from a register by permutation instead of a
@@ -15,16 +18,30 @@
  * 40 KB instead of 32, 1 %.
  */
 
-#define product_round FL_NAME(product_round)
-#define product_tile FL_NAME(product_tile)
-#define product_switch FL_NAME(product_switch)
-#define product_group FL_NAME(product_group)
-#define product_row FL_NAME(product_row)
-#define product_side_by_side FL_NAME(product_side_by_side)
-#define product_parts FL_NAME(product_parts)
-#define product_rows FL_NAME(product_rows)
-#define product_weights FL_NAME(product_weights)
-#define product_panels FL_NAME(product_panels)
+
+#undef FL_PRODUCT
+#undef weight
+#undef load_weights
+#ifdef FL_BFLOAT16_WEIGHTS
+#define FL_PRODUCT(name) FL_NAME(name##_bf16)
+#define weight uint16_t
+#define load_weights FL_NAME(load_weights_bf16)
+#else
+#define FL_PRODUCT(name) FL_NAME(name)
+#define weight real
+#define load_weights FL_NAME(load_weights)
+#endif
+#define product_round FL_PRODUCT(product_round)
+#define product_tile FL_PRODUCT(product_tile)
+#define product_stretch FL_PRODUCT(product_stretch)
+#define product_switch FL_PRODUCT(product_switch)
+#define product_group FL_PRODUCT(product_group)
+#define product_row FL_PRODUCT(product_row)
+#define product_side_by_side FL_PRODUCT(product_side_by_side)
+#define product_parts FL_PRODUCT(product_parts)
+#define product_rows FL_PRODUCT(product_rows)
+#define product_weights FL_PRODUCT(product_weights)
+#define product_panels FL_PRODUCT(product_panels)
 
 #ifndef FL_PRODUCT_ONCE
 #define FL_PRODUCT_ONCE
@@ -35,24 +52,31 @@
 FL_INLINE int most_panels(int rows) { return rows == 1 ? FL_ROW_PANELS : FL_ACCUMULATORS / (rows * FL_PANEL_VECS); }
 #endif
 
+/* n registers of weights that lie side by side. */
+FL_INLINE void load_weights(const int n, const weight *w, vec *to) {
+#ifdef FL_BFLOAT16_WEIGHTS
+    FL_UNROLL for (int v = 0; v < n / 2 * 2; v += 2) simd_load_bf16_pair(w + v * LANES, &to[v], &to[v + 1]);
+    if (n % 2) to[n - 1] = simd_load_bf16(w + (n - 1) * LANES);
+#else
+    FL_UNROLL for (int v = 0; v < n; v++) to[v] = vload(w + v * LANES);
+#endif
+}
+
 /* acc[r, v] += a[r][k] w[v], the weights of round k: w in the full panels, w_tail in the last. Rows, panels and tail are
  * constants after inlining. */
 FL_INLINE void product_round(const int rows, const int panels, const int tail, int64_t panel_size, const real *const *a,
-                             int64_t k, const real *w, const real *w_tail, vec (*acc)[FL_MOST_VECS]) {
+                             int64_t k, const weight *w, const weight *w_tail, vec (*acc)[FL_MOST_VECS]) {
     const int vecs = panels * FL_PANEL_VECS + tail;
-    vec weight[FL_MOST_VECS];
-    FL_UNROLL for (int v = 0; v < vecs; v++) {
-        const int panel = v / FL_PANEL_VECS, lane = v % FL_PANEL_VECS * LANES;
-        weight[v] = vload(panel < panels ? w + panel * panel_size + lane : w_tail + lane);
-    }
+    vec weights[FL_MOST_VECS];
+    FL_UNROLL for (int i = 0; i < panels; i++) load_weights(FL_PANEL_VECS, w + i * panel_size, weights + i * FL_PANEL_VECS);
+    load_weights(tail, w_tail, weights + panels * FL_PANEL_VECS);
     FL_UNROLL for (int r = 0; r < rows; r++) {
         const vec x = vset(a[r][k]);
-        FL_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vfma(x, weight[v], acc[r][v]);
+        FL_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vfma(x, weights[v], acc[r][v]);
     }
 }
 
 /* Some of the depth, all parts counted through: the rows of a tile pass over the same weights while they are in L1. */
-#define product_stretch FL_NAME(product_stretch)
 typedef struct product_stretch {
     int64_t begin, end;
     uintptr_t ahead; /* weights that come next: every other round asks for a line of them, so that L2 has them by then */
@@ -82,8 +106,8 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
         int64_t k = rows == 1 || s->begin < before ? 0 : s->begin - before;
         if (rows > 1 && k >= end) continue;
         const int step = FL_PANEL_VECS * LANES, tail_step = tail * LANES;
-        const real *w = (const real *)p->part[i].w + first * panel_size;
-        const real *w_tail = (const real *)p->part[i].w + (first + panels) * panel_size;
+        const weight *w = (const weight *)p->part[i].w + first * panel_size;
+        const weight *w_tail = (const weight *)p->part[i].w + (first + panels) * panel_size;
         const real *a[FL_TILE_ROWS];
         FL_UNROLL for (int r = 0; r < rows; r++) a[r] = (const real *)p->part[i].a[row + r];
         /* The loop's own instructions take turns with the multiply-adds. Pointers that move would cost one row 3 %. */
@@ -167,6 +191,7 @@ static void product_row(const fl_product_args *p) {
     product_switch(1, panels - first, tail, p, 0, first, NULL);
 }
 
+#ifndef FL_BFLOAT16_WEIGHTS
 /* One row, parts apart: their chains run side by side, for one alone would wait for itself. */
 FL_INLINE void product_side_by_side(const int parts, const int vecs, const fl_product_args *p, int64_t panel) {
     const int64_t column = panel * FL_PANEL_VECS * LANES, depth = p->part[0].depth;
@@ -205,11 +230,13 @@ FL_INLINE void product_parts(const int parts, const fl_product_args *p) {
     }
 }
 
+#endif
+
 /* The weights at a place in the depth of all parts. */
 static const void *product_weights(const fl_product_args *p, int64_t at, int64_t first, int vecs) {
     int64_t i = 0;
     for (; i < p->parts - 1 && at >= p->part[i].depth; i++) at -= p->part[i].depth;
-    return (const real *)p->part[i].w + (first * FL_PANEL_VECS * p->part[i].depth + at * vecs) * LANES;
+    return (const weight *)p->part[i].w + (first * FL_PANEL_VECS * p->part[i].depth + at * vecs) * LANES;
 }
 
 /* One group of panels, all rows, stretch by stretch; `then` are the weights that come after it. */
@@ -217,7 +244,7 @@ static void product_panels(const fl_product_args *p, int64_t tiles, int panels, 
                            const void *then) {
     const int rows = (int)(p->rows / tiles), width = panels ? FL_PANEL_VECS : tail;
     const int64_t wider = p->rows % tiles; /* tiles of a row more, the first ones */
-    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * (int64_t)sizeof(vec);
+    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * LANES * (int64_t)sizeof(weight);
     int64_t length = p->part[0].depth, chains = p->parts, deep = FL_PART_DEPTH;
     if (!p->apart) { /* one chain, in stretches as even as can be: where it is cut changes no bit */
         for (int64_t i = 1; i < p->parts; i++) length += p->part[i].depth;
@@ -258,12 +285,17 @@ static void product_rows(const fl_product_args *p) {
     if (tail) product_panels(p, tiles, 0, tail, panels, p->next);
 }
 
-void FL_NAME(fl_product)(const fl_product_args *p) {
-    if (p->rows == 1 && p->apart && p->parts > 1) switch (p->parts) {
+void FL_PRODUCT(fl_product)(const fl_product_args *p) {
+#ifndef FL_BFLOAT16_WEIGHTS
+    if (p->rows == 1 && p->apart && p->parts > 1) {
+        switch (p->parts) {
         case 2: product_parts(2, p); break;
         case 3: product_parts(3, p); break;
         case 4: product_parts(4, p); break;
         }
-    else if (p->rows == 1) product_row(p);
+        return;
+    }
+#endif
+    if (p->rows == 1) product_row(p);
     else if (p->rows > 1) product_rows(p);
 }
