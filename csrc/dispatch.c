@@ -67,25 +67,22 @@ enum { ISAS = sizeof isas / sizeof isas[0] };
 /* Products with int8 weights: on each path, the best first. */
 typedef struct integer_isa {
     const char *name, *isa;
-    const fl_integer_kernels *tables[2]; /* activations of 8, 16 bits */
+    const fl_integer_kernels *table;
     bool (*runs_here)(void);
 } integer_isa;
 
 static const integer_isa integer_isas[] = {
 #if defined(__x86_64__)
-    {"avx512_vnni",
-     "avx512",
-     {&fl_integers_int8_avx512_vnni, &fl_integers_int16_avx512_vnni},
-     has_avx512_vnni},
-    {"avx512", "avx512", {&fl_integers_int8_avx512, &fl_integers_int16_avx512}, has_avx512},
-    {"avx2_vnni", "avx2", {&fl_integers_int8_avx2_vnni, &fl_integers_int16_avx2_vnni}, has_avx2_vnni},
-    {"avx2", "avx2", {&fl_integers_int8_avx2, &fl_integers_int16_avx2}, has_avx2},
-    {"portable", "portable", {&fl_integers_int8_portable_fma, &fl_integers_int16_portable_fma}, has_fma},
+    {"avx512_vnni", "avx512", &fl_integers_avx512_vnni, has_avx512_vnni},
+    {"avx512", "avx512", &fl_integers_avx512, has_avx512},
+    {"avx2_vnni", "avx2", &fl_integers_avx2_vnni, has_avx2_vnni},
+    {"avx2", "avx2", &fl_integers_avx2, has_avx2},
+    {"portable", "portable", &fl_integers_portable_fma, has_fma},
 #elif defined(__aarch64__)
-    {"neon_dot", "neon", {&fl_integers_int8_neon_dot, &fl_integers_int16_neon_dot}, has_dot},
-    {"neon", "neon", {&fl_integers_int8_neon, &fl_integers_int16_neon}, always},
+    {"neon_dot", "neon", &fl_integers_neon_dot, has_dot},
+    {"neon", "neon", &fl_integers_neon, always},
 #endif
-    {"portable", "portable", {&fl_integers_int8_portable, &fl_integers_int16_portable}, always},
+    {"portable", "portable", &fl_integers_portable, always},
 };
 
 enum { INTEGER_ISAS = sizeof integer_isas / sizeof integer_isas[0] };
@@ -168,14 +165,14 @@ const char *fl_integer_isa_at(int64_t index) {
     return NULL;
 }
 
-const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels, int32_t activation_bits) {
+const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels) {
     const bool own = strcmp(kernels->isa, chosen->name) == 0;
-    return (own ? chosen_integer : find_integer(NULL, kernels->isa))->tables[activation_bits / 16];
+    return (own ? chosen_integer : find_integer(NULL, kernels->isa))->table;
 }
 
-const fl_integer_kernels *fl_integers_named(const char *name, int32_t activation_bits) {
+const fl_integer_kernels *fl_integers_named(const char *name) {
     const integer_isa *found = find_integer(name, NULL);
-    return found ? found->tables[activation_bits / 16] : NULL;
+    return found ? found->table : NULL;
 }
 
 const fl_kernels *fl_kernels_of(fl_dtype dtype) {

@@ -59,9 +59,9 @@ const fl_cell *fl_cell_of(const fl_config *config);
 const fl_kernels *fl_kernels_of(fl_dtype dtype); /* NULL: FASTLSTM_ISA was wrong, fl_fail has been called */
 /* For a layer of so many units: a narrower path where half a register of the best one holds them and none is forced. */
 const fl_kernels *fl_kernels_for(fl_dtype dtype, int64_t units);
-/* With int8 weights, and activations of 8 or 16 bits, on the path of these kernels. */
-const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels, int32_t activation_bits);
-FL_API const fl_integer_kernels *fl_integers_named(const char *isa, int32_t activation_bits);
+/* For int8 weights, on the path of these kernels. */
+const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels);
+FL_API const fl_integer_kernels *fl_integers_named(const char *isa);
 /* For tests and benchmarks: the table of a path by name, whether chosen or not; NULL if this CPU lacks it. */
 FL_API const fl_kernels *fl_kernels_named(const char *isa, fl_dtype dtype);
 
@@ -83,7 +83,7 @@ typedef struct fl_matrix {
 typedef struct fl_format {
     int64_t lanes, panel_vecs;
     fl_weight_type type;
-    int32_t weight_bytes, group, offset; /* fl_integer_kernels */
+    int32_t weight_bytes, offset; /* fl_integer_kernels */
 } fl_format;
 fl_format fl_full_format(const fl_kernels *kernels);
 
@@ -140,6 +140,7 @@ struct fl_layer {
     const fl_cell *cell;
     const fl_kernels *kernels;
     const fl_integer_kernels *integers; /* with int8 weights, else NULL */
+    int32_t planes; /* likewise, of activations: fl_round_args */
     fl_product_fn *product;
     fl_format format; /* of the weights */
     fl_cell_fn *update[2], *keep[2]; /* of each phase */

@@ -92,11 +92,11 @@ static void choose_weights(fl_layer *layer) {
         layer->format.weight_bytes = 2;
         layer->product = k->product_bf16;
     } else if (layer->format.type == FL_INT8) {
-        layer->integers = fl_integers_for(k, layer->config.activation_bits);
+        layer->integers = fl_integers_for(k);
+        layer->planes = layer->config.activation_bits / 8;
         layer->format.weight_bytes = 1;
-        layer->format.group = layer->integers->group;
         layer->format.offset = layer->integers->offset;
-        layer->product = layer->integers->product;
+        layer->product = layer->integers->product_int8;
     }
 }
 

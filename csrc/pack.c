@@ -21,8 +21,10 @@ static int64_t row_of_column(const fl_source *s, int64_t lanes, int64_t n) {
 
 static fl_status out_of_memory(void) { return fl_fail(FL_NO_MEMORY, "weights: no memory to pack them"); }
 
+enum { INT8_GROUP = 4 }; /* k that lie together: integer_template.h */
+
 fl_format fl_full_format(const fl_kernels *k) {
-    return (fl_format){k->lanes, k->panel_vecs, FL_FULL, k->element_bytes, 1, 0};
+    return (fl_format){k->lanes, k->panel_vecs, FL_FULL, k->element_bytes, 0};
 }
 
 /* Where in a panel `width` columns wide weight k of column j lies. */
@@ -30,7 +32,8 @@ static int64_t place_in_panel(const fl_format *f, int64_t width, int64_t k, int6
     const int64_t vec = j / f->lanes;
     if (f->type == FL_BFLOAT16 && (vec | 1) < width / f->lanes) /* of a pair */
         return k * width + (vec & ~(int64_t)1) * f->lanes + j % f->lanes * 2 + vec % 2;
-    return (k / f->group * width + j) * f->group + k % f->group;
+    if (f->type == FL_INT8) return (k / INT8_GROUP * width + j) * INT8_GROUP + k % INT8_GROUP;
+    return k * width + j;
 }
 
 /* The scale of each packed column, and what its sum begins with: minus what the activations' offset adds to it. */
@@ -54,7 +57,7 @@ static fl_status pack_scales(const fl_format *f, const fl_source *s, fl_matrix *
 
 fl_status fl_pack_matrix(const fl_format *f, const fl_source *s, fl_matrix *matrix) {
     const int64_t size = f->weight_bytes, columns = s->gates * s->units;
-    matrix->depth = fl_round_up(s->depth, f->group);
+    matrix->depth = f->type == FL_INT8 ? fl_round_up(s->depth, INT8_GROUP) : s->depth;
     matrix->vecs = fl_round_up(columns, f->lanes) / f->lanes;
     matrix->weight_bytes = f->weight_bytes;
     int64_t bytes;

@@ -47,7 +47,7 @@ static int64_t most_tiles(const fl_scan *s, int phase) {
 
 /* Bytes of a row of `depth` numbers and the scale in front of it, whole lines. */
 static int64_t numbers_bytes(const fl_layer *l, int64_t depth) {
-    return FL_SCALE_BYTES + fl_round_up(depth, 64) * l->integers->number_bytes;
+    return FL_SCALE_BYTES + fl_round_up(depth, 64) * l->planes;
 }
 
 /* What int8 weights are multiplied with: the tile's input, and each worker's own copy of the state, so that no one waits
@@ -194,7 +194,8 @@ static const float INPUT_LEAST = 0x1p-100f, STATE_LEAST = 1;
 
 /* The tile's input as numbers, for x_number_rows; too short for the workers to share. */
 static void round_input(const fl_scan *s) {
-    s->layer->integers->round(&(fl_round_args){.rows = s->tile_count,
+    s->layer->integers->round_int8(&(fl_round_args){.rows = s->tile_count,
+.planes = s->layer->planes,
                                                .depth = s->weights->inputs,
                                                .a = s->x_rows,
                                                .least = INPUT_LEAST,
@@ -206,7 +207,8 @@ static void round_input(const fl_scan *s) {
 static const void *const *factor_rows(const fl_scan *s, const void *const *rows, int64_t depth, int64_t worker) {
     if (!s->layer->integers) return rows;
     const void *const *numbers = s->h_number_rows + worker * s->rows;
-    s->layer->integers->round(&(fl_round_args){.rows = s->active,
+    s->layer->integers->round_int8(&(fl_round_args){.rows = s->active,
+.planes = s->layer->planes,
                                                .depth = depth,
                                                .a = rows,
                                                .least = STATE_LEAST,
@@ -224,7 +226,7 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
     const fl_range units = fl_slice(s->layer->config.hidden_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * gates * k->element_bytes;
-    fl_product_args p = {.rows = s->tile_count, .parts = 1};
+    fl_product_args p = {.rows = s->tile_count, .parts = 1, .planes = s->layer->planes};
     fl_set_columns(&p, 0, k, &s->weights->input, gates, units.begin, units.end);
     p.part[0].a = s->layer->integers ? s->x_number_rows : s->x_rows;
     p.start = (const char *)s->weights->bias + first;
@@ -250,7 +252,7 @@ static void fill_calls(const fl_scan *s, int phase, int parity, fl_calls *calls,
         .state_bytes = state,
         .projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size,
         .memory_bytes = (row * memory_stride + begin * memory_gates) * size,
-        .product = {.rows = rows, .parts = s->fused ? 2 : 1, .out_stride = z_stride},
+        .product = {.rows = rows, .parts = s->fused ? 2 : 1, .planes = l->planes, .out_stride = z_stride},
         .cell = {.rows = rows,
                  .hidden = l->config.hidden_size,
                  .begin = begin,
@@ -383,7 +385,7 @@ static void project_output(void *context, int64_t slice, int64_t slices, int64_t
     const fl_range units = fl_slice(l->output_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * k->element_bytes;
-    fl_product_args p = {.rows = s->active, .parts = 1};
+    fl_product_args p = {.rows = s->active, .parts = 1, .planes = l->planes};
     fl_set_columns(&p, 0, k, &s->weights->projection, 1, units.begin, units.end);
     p.part[0].a = factor_rows(s, s->between_rows, l->config.hidden_size, worker);
     p.start = (const char *)s->weights->zeros + first;

@@ -15,14 +15,11 @@
 #include "simd_integer_avx2.h"
 
 #define FL_ISA "avx2_vnni"
-#define fl_integers_int8 fl_integers_int8_avx2_vnni
+#define fl_integers fl_integers_avx2_vnni
 #define fl_product_int8 fl_product_int8_avx2_vnni
 #define fl_round_int8 fl_round_int8_avx2_vnni
-#define fl_integers_int16 fl_integers_int16_avx2_vnni
-#define fl_product_int16 fl_product_int16_avx2_vnni
-#define fl_round_int16 fl_round_int16_avx2_vnni
 
-#include "integer_templates.h"
+#include "integer_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

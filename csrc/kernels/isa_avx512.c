@@ -84,12 +84,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_avx512
 #define fl_roof_chain_f64 fl_roof_chain_f64_avx512
 #define fl_roof_read_f64 fl_roof_read_f64_avx512
-#define fl_integers_int8 fl_integers_int8_avx512
+#define fl_integers fl_integers_avx512
 #define fl_product_int8 fl_product_int8_avx512
 #define fl_round_int8 fl_round_int8_avx512
-#define fl_integers_int16 fl_integers_int16_avx512
-#define fl_product_int16 fl_product_int16_avx512
-#define fl_round_int16 fl_round_int16_avx512
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -99,7 +96,7 @@
 #define FL_DTYPE f64
 #include "all_templates.h"
 #undef FL_DTYPE
-#include "integer_templates.h"
+#include "integer_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -77,12 +77,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_neon
 #define fl_roof_chain_f64 fl_roof_chain_f64_neon
 #define fl_roof_read_f64 fl_roof_read_f64_neon
-#define fl_integers_int8 fl_integers_int8_neon
+#define fl_integers fl_integers_neon
 #define fl_product_int8 fl_product_int8_neon
 #define fl_round_int8 fl_round_int8_neon
-#define fl_integers_int16 fl_integers_int16_neon
-#define fl_product_int16 fl_product_int16_neon
-#define fl_round_int16 fl_round_int16_neon
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -92,7 +89,7 @@
 #define FL_DTYPE f64
 #include "all_templates.h"
 #undef FL_DTYPE
-#include "integer_templates.h"
+#include "integer_template.h"
 #else
 typedef int fl_no_neon; /* ISO C forbids an empty file */
 #endif

@@ -15,14 +15,11 @@
 #include "simd_integer_neon.h"
 
 #define FL_ISA "neon_dot"
-#define fl_integers_int8 fl_integers_int8_neon_dot
+#define fl_integers fl_integers_neon_dot
 #define fl_product_int8 fl_product_int8_neon_dot
 #define fl_round_int8 fl_round_int8_neon_dot
-#define fl_integers_int16 fl_integers_int16_neon_dot
-#define fl_product_int16 fl_product_int16_neon_dot
-#define fl_round_int16 fl_round_int16_neon_dot
 
-#include "integer_templates.h"
+#include "integer_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -77,12 +77,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_portable
 #define fl_roof_chain_f64 fl_roof_chain_f64_portable
 #define fl_roof_read_f64 fl_roof_read_f64_portable
-#define fl_integers_int8 fl_integers_int8_portable
+#define fl_integers fl_integers_portable
 #define fl_product_int8 fl_product_int8_portable
 #define fl_round_int8 fl_round_int8_portable
-#define fl_integers_int16 fl_integers_int16_portable
-#define fl_product_int16 fl_product_int16_portable
-#define fl_round_int16 fl_round_int16_portable
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -92,4 +89,4 @@
 #define FL_DTYPE f64
 #include "all_templates.h"
 #undef FL_DTYPE
-#include "integer_templates.h"
+#include "integer_template.h"

@@ -24,7 +24,7 @@ typedef struct fl_product_part {
     int64_t depth; /* number of k, at least 1 */
     const void *const *a;
     const void *w; /* panels, [panel][k][vec][lane], 64-byte aligned; the last may hold fewer vectors */
-    /* Of weights in int8 only (integer_template.h): what a column's numbers are multiples of, and where its sum begins. */
+    /* Of int8 weights only (integer_template.h): what a column's numbers are multiples of, and where its sum begins. */
     const float *scale;
     const int32_t *first;
 } fl_product_part;
@@ -35,6 +35,7 @@ typedef struct fl_product_args {
     int64_t parts; /* 1 to 4: input and state at once, or a gate each */
     fl_product_part part[4];
     bool apart; /* the parts are equally deep */
+    int32_t planes; /* int8 weights: of the rows (fl_round_args) */
     const void *start;
     int64_t start_stride; /* 0: one row for all */
     void *out;            /* [rows, out_stride]; may be start itself */
@@ -42,15 +43,16 @@ typedef struct fl_product_args {
     const void *next; /* weights that the next call reads first, to be fetched meanwhile; NULL: unknown */
 } fl_product_args;
 
-/* Rows of numbers as integers: out[r][k] = a[r][k] / scale of r, rounded to nearest even. The scale stands in front of the
- * row: the largest magnitude of the row, or `least` if that is more, over the type's largest; NaN if the row holds one
- * or an infinity. */
+/* Rows of numbers as integers: out[r][k] = a[r][k] / scale of r, rounded to nearest even, in bytes or, with two planes, as
+ * 256 times the bytes of the first plus those of the second. A plane is depth bytes, rounded up to 64; in front of the row
+ * stands its scale: the largest magnitude of the row, or `least` if that is more, over 127 or 32639; NaN if the row holds
+ * a NaN or an infinity. */
 enum { FL_SCALE_BYTES = 64 };
 typedef struct fl_round_args {
-    int64_t rows, depth;
+    int64_t rows, depth, planes;
     const void *const *a; /* float32 */
     float least;
-    char *out; /* the first row's numbers, 64-byte aligned, whole 64 of them; its scale lies FL_SCALE_BYTES before */
+    char *out; /* the first row's first byte, 64-byte aligned; its scale lies FL_SCALE_BYTES before */
     int64_t out_bytes; /* from row to row */
 } fl_round_args;
 
@@ -153,14 +155,12 @@ typedef struct fl_kernels {
 #include "kernels.inc"
 } fl_kernels;
 
-/* What runs weights in int8, of float32 layers: by activations in int8 or int16. Some CPUs have instructions for it
- * besides those of their path, so these tables have paths of their own; lanes and panels are as in fl_kernels. */
+/* What runs int8 weights of float32 layers. Some CPUs have instructions for it besides those of their path, so these
+ * tables have paths of their own; lanes and panels are as in fl_kernels. */
 typedef struct fl_integer_kernels {
     const char *isa;
     int32_t lanes, panel_vecs;
-    int32_t number_bytes; /* of an activation */
-    int32_t group;        /* k that lie together: [panel][k / group][vec][lane][k % group] */
-    int32_t offset;       /* added to activations, so that their bytes are unsigned; a column's sum begins with what it adds */
+    int32_t offset; /* added to activations, so that their bytes are unsigned; a column's sum begins without what it adds */
 #define FL_INTEGER_KERNEL(op, type, doc) type *op;
 #include "kernels.inc"
 } fl_integer_kernels;
@@ -171,14 +171,9 @@ extern const fl_kernels fl_kernels_f32_neon, fl_kernels_f64_neon;
 extern const fl_kernels fl_kernels_f32_portable, fl_kernels_f64_portable;
 extern const fl_kernels fl_kernels_f32_portable_fma, fl_kernels_f64_portable_fma;
 
-extern const fl_integer_kernels fl_integers_int8_avx512_vnni, fl_integers_int16_avx512_vnni;
-extern const fl_integer_kernels fl_integers_int8_avx512, fl_integers_int16_avx512;
-extern const fl_integer_kernels fl_integers_int8_avx2_vnni, fl_integers_int16_avx2_vnni;
-extern const fl_integer_kernels fl_integers_int8_avx2, fl_integers_int16_avx2;
-extern const fl_integer_kernels fl_integers_int8_neon_dot, fl_integers_int16_neon_dot;
-extern const fl_integer_kernels fl_integers_int8_neon, fl_integers_int16_neon;
-extern const fl_integer_kernels fl_integers_int8_portable, fl_integers_int16_portable;
-extern const fl_integer_kernels fl_integers_int8_portable_fma, fl_integers_int16_portable_fma;
+
+extern const fl_integer_kernels fl_integers_avx512_vnni, fl_integers_avx512, fl_integers_avx2_vnni, fl_integers_avx2;
+extern const fl_integer_kernels fl_integers_neon_dot, fl_integers_neon, fl_integers_portable, fl_integers_portable_fma;
 
 /* kernels.inc as data, for tests and benchmarks; NULL past the last. */
 typedef struct fl_kernel_info {

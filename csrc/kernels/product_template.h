@@ -22,18 +22,21 @@
 #undef FL_PRODUCT
 #undef weight
 #undef load_weights
+#undef STRETCH_BYTES
 #ifdef FL_BFLOAT16_WEIGHTS
 #define FL_PRODUCT(name) FL_NAME(name##_bf16)
 #define weight uint16_t
+#define STRETCH_BYTES (FL_STRETCH_BYTES * 3 / 4) /* L1 holds what they are widened from as well */
 #define load_weights FL_NAME(load_weights_bf16)
 #else
 #define FL_PRODUCT(name) FL_NAME(name)
 #define weight real
+#define STRETCH_BYTES FL_STRETCH_BYTES
 #define load_weights FL_NAME(load_weights)
 #endif
 #define product_round FL_PRODUCT(product_round)
 #define product_tile FL_PRODUCT(product_tile)
-#define product_stretch FL_PRODUCT(product_stretch)
+#define product_stretch FL_NAME(product_stretch)
 #define product_switch FL_PRODUCT(product_switch)
 #define product_group FL_PRODUCT(product_group)
 #define product_row FL_PRODUCT(product_row)
@@ -76,12 +79,43 @@ FL_INLINE void product_round(const int rows, const int panels, const int tail, i
     }
 }
 
+#ifndef FL_BFLOAT16_WEIGHTS
 /* Some of the depth, all parts counted through: the rows of a tile pass over the same weights while they are in L1. */
 typedef struct product_stretch {
     int64_t begin, end;
+    const real *wide; /* the stretch's weights, widened, for the tiles of float weights; NULL: they are p's own */
     uintptr_t ahead; /* weights that come next: every other round asks for a line of them, so that L2 has them by then */
     uintptr_t ahead_step;
 } product_stretch;
+#else
+/* bfloat16 weights of a stretch, for the tiles of several: widened once, not once a tile. */
+FL_INLINE void product_widen_vecs(const int vecs, const fl_product_args *p, const product_stretch *s, int64_t first,
+                                  real *wide) {
+    for (int64_t i = 0, before = 0; i < p->parts; before += p->part[i++].depth) {
+        const int64_t depth = p->part[i].depth, end = s->end - before < depth ? s->end - before : depth;
+        const int64_t begin = s->begin > before ? s->begin - before : 0;
+        const weight *w = (const weight *)p->part[i].w + (first * FL_PANEL_VECS * depth + begin * vecs) * LANES;
+        for (int64_t k = begin; k < end; k++, w += vecs * LANES, wide += vecs * LANES) {
+            vec weights[FL_PANEL_VECS];
+            load_weights(vecs, w, weights);
+            FL_UNROLL for (int v = 0; v < vecs; v++) vstore(wide + v * LANES, weights[v]);
+        }
+    }
+}
+
+static void product_widen(int vecs, const fl_product_args *p, const product_stretch *s, int64_t first, real *wide) {
+    switch (vecs) {
+    case 1: product_widen_vecs(1, p, s, first, wide); break;
+    case 2: product_widen_vecs(2, p, s, first, wide); break;
+#if FL_PANEL_VECS > 2
+    case 3: product_widen_vecs(3, p, s, first, wide); break;
+    case 4: product_widen_vecs(4, p, s, first, wide); break;
+#endif
+    }
+}
+#define WIDE_TILES 3
+#define wide_group FL_PASTE_(product_group, f32)
+#endif
 
 /* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on; rows, panels and tail are
  * constants after inlining. One row takes the whole depth. */
@@ -113,6 +147,8 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
         /* The loop's own instructions take turns with the multiply-adds. Pointers that move would cost one row 3 %. */
         const int unroll = rows == 1 ? 4 : 2, fixed = rows == 1;
         if (!fixed) w += k * step, w_tail += k * tail_step;
+        if (!fixed && s->wide) /* of one panel, or the tail */
+            w = w_tail = (const weight *)s->wide + (before + k - s->begin) * (panels ? step : tail_step);
         for (; k + unroll <= end; k += unroll) {
             FL_UNROLL for (int j = 0; j < unroll; j++) {
                 const int64_t at = fixed ? k + j : j;
@@ -244,15 +280,18 @@ static void product_panels(const fl_product_args *p, int64_t tiles, int panels, 
                            const void *then) {
     const int rows = (int)(p->rows / tiles), width = panels ? FL_PANEL_VECS : tail;
     const int64_t wider = p->rows % tiles; /* tiles of a row more, the first ones */
-    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * LANES * (int64_t)sizeof(weight);
+    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * LANES * (int64_t)sizeof(weight); /* to be fetched */
     int64_t length = p->part[0].depth, chains = p->parts, deep = FL_PART_DEPTH;
     if (!p->apart) { /* one chain, in stretches as even as can be: where it is cut changes no bit */
         for (int64_t i = 1; i < p->parts; i++) length += p->part[i].depth;
         chains = 1;
         deep = length;
-        if (tiles > 1 && length * round_bytes > FL_STRETCH_BYTES)
-            deep = length / (length * round_bytes / FL_STRETCH_BYTES + 1) + 1;
+        const int64_t wide_bytes = length * width * (int64_t)sizeof(vec);
+        if (tiles > 1 && wide_bytes > STRETCH_BYTES) deep = length / (wide_bytes / STRETCH_BYTES + 1) + 1;
     }
+#ifdef FL_BFLOAT16_WEIGHTS
+    _Alignas(64) real wide[STRETCH_BYTES / sizeof(real) + FL_PANEL_VECS * LANES]; /* a stretch may be a round longer */
+#endif
     for (int64_t k = 0; k < length; k += deep)
         for (int64_t i = 0; i < chains; i++) {
             const int64_t end = length - k < deep ? length : k + deep;
@@ -260,11 +299,23 @@ static void product_panels(const fl_product_args *p, int64_t tiles, int panels, 
             const void *ahead = then;
             if (i + 1 < chains) ahead = product_weights(p, s.begin + length, first, width);
             else if (end < length) ahead = product_weights(p, end, first, width);
+#ifdef FL_BFLOAT16_WEIGHTS
+            if (tiles >= WIDE_TILES) {
+                product_widen(width, p, &s, first, wide);
+                s.wide = wide;
+            }
+#endif
             for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++) {
                 /* Each tile asks for its share; of several panels, which lie apart, for none. */
                 const bool asks = ahead && t * FL_LINE / 2 < round_bytes && panels < 2;
                 s.ahead = asks ? (uintptr_t)ahead + (uintptr_t)(t * (end - k) * FL_LINE / 2) : (uintptr_t)p;
                 s.ahead_step = asks ? FL_LINE : 0;
+#ifdef FL_BFLOAT16_WEIGHTS
+                if (tiles >= WIDE_TILES) {
+                    wide_group(p, row, rows + (t < wider), panels, tail, first, &s);
+                    continue;
+                }
+#endif
                 product_group(p, row, rows + (t < wider), panels, tail, first, &s);
             }
         }

@@ -27,66 +27,45 @@ FL_INLINE int32_t nearest_int(float x) {
     return x >= least && x <= most ? (int32_t)((x + shift) - shift) : 0;
 }
 
-#define ROWS_int8 2
-#define OFFSET_int8 0
-typedef struct factor_int8 {
+FL_INLINE ivec simd_nearest_int(vec_f32 x) {
+    ivec r;
+    for (int i = 0; i < LANES_f32; i++) r.at[i] = nearest_int(x.at[i]);
+    return r;
+}
+
+FL_INLINE ivec simd_high_byte(ivec a) {
+    for (int i = 0; i < LANES_f32; i++) a.at[i] = (a.at[i] + 128) >> 8;
+    return a;
+}
+
+#define FL_INTEGER_ROWS 2
+#define FL_OFFSET 0
+typedef struct ifactor {
     int8_t at[4];
-} factor_int8;
-typedef struct weights_int8 {
+} ifactor;
+typedef struct iweights {
     int8_t at[4 * LANES_f32];
-} weights_int8;
+} iweights;
 
-FL_INLINE factor_int8 simd_factor_int8(const char *p) {
-    factor_int8 r;
+FL_INLINE ifactor simd_factor(const char *p) {
+    ifactor r;
     memcpy(&r, p, sizeof r);
     return r;
 }
 
-FL_INLINE weights_int8 simd_weights_int8(const int8_t *p) {
-    weights_int8 r;
+FL_INLINE iweights simd_weights(const int8_t *p) {
+    iweights r;
     memcpy(&r, p, sizeof r);
     return r;
 }
 
-FL_INLINE ivec simd_dot_int8(ivec sum, factor_int8 a, weights_int8 w) {
+FL_INLINE ivec simd_dot(ivec sum, ifactor a, iweights w) {
     for (int i = 0; i < 4 * LANES_f32; i++) sum.at[i / 4] += a.at[i % 4] * w.at[i];
     return sum;
 }
 
-FL_INLINE void simd_round_int8(char *to, vec_f32 x) {
-    for (int i = 0; i < LANES_f32; i++) to[i] = (char)nearest_int(x.at[i]);
-}
-
-#define ROWS_int16 2
-typedef struct factor_int16 {
-    int16_t at[2];
-} factor_int16;
-typedef struct weights_int16 {
-    int8_t at[2 * LANES_f32];
-} weights_int16;
-
-FL_INLINE factor_int16 simd_factor_int16(const char *p) {
-    factor_int16 r;
-    memcpy(&r, p, sizeof r);
-    return r;
-}
-
-FL_INLINE weights_int16 simd_weights_int16(const int8_t *p) {
-    weights_int16 r;
-    memcpy(&r, p, sizeof r);
-    return r;
-}
-
-FL_INLINE ivec simd_dot_int16(ivec sum, factor_int16 a, weights_int16 w) {
-    for (int i = 0; i < 2 * LANES_f32; i++) sum.at[i / 2] += a.at[i % 2] * w.at[i];
-    return sum;
-}
-
-FL_INLINE void simd_round_int16(char *to, vec_f32 x) {
-    for (int i = 0; i < LANES_f32; i++) {
-        const int16_t n = (int16_t)nearest_int(x.at[i]);
-        memcpy(to + 2 * i, &n, sizeof n);
-    }
+FL_INLINE void simd_store_bytes(char *to, ivec a) {
+    for (int i = 0; i < LANES_f32; i++) to[i] = (char)a.at[i];
 }
 
 #endif
