@@ -17,7 +17,7 @@ enum {
     FUSED_ROWS = 24, /* a step of so many rows has the peak without the help of others */
     FUSED_INPUTS = 4,
     L1_WEIGHTS = 28 << 10,
-    ROW_COLUMNS = 64, /* of a tile of one row, with weights from beyond L1 */
+    ROW_COLUMNS = 64, /* of a tile of one row, with weights from beyond L1; twice as many if they are small */
 };
 
 /* Units of a slice or tile begin at multiples of this: `gates` gates of them fill whole blocks and whole panels. */
@@ -338,8 +338,9 @@ static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
         if (slices > 1 && t->width > share) t->width = share;
         /* One row whose weights come from beyond L1: small tiles, so that an update runs while the next tile's come. */
         const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
+        const int64_t columns = l->format.type == FL_FULL ? ROW_COLUMNS : 2 * ROW_COLUMNS;
         if (active == 1 && depth * H * l->cell->phase[i].gates * l->format.weight_bytes > L1_WEIGHTS)
-            t->width = even_share((H + step - 1) / step, ROW_COLUMNS / step_columns(l, i)) * step;
+            t->width = even_share((H + step - 1) / step, columns / step_columns(l, i)) * step;
         t->across = (H + t->width - 1) / t->width;
         t->down = (active + height - 1) / height;
         for (int64_t j = 0; j < t->across * t->down; j++) {

@@ -12,7 +12,8 @@
  * pass with gradients runs on them, so parts are never apart.
  * Test: tests/c/kernels.c (guard pages, every tail), tests/test_same_bits.py.
  * Bound: that of recursive summation, depth * eps * sum |a w|; no test needs a constant of its own.
- * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3; x from a register by permutation instead of a
+ * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3 (but
+ * bfloat16 ones from beyond L2 20 % faster); x from a register by permutation instead of a
  * broadcast load, 2 % slower; weight pointers that move, 3 %. Rows, on a core with two 512-bit multiply-adds a cycle:
  * the whole depth at once, weights from L2 and beyond, 4 % slower at H = 256, 8 at 512, 40 at 1024; stretches of 24 or
  * 40 KB instead of 32, 1 %.
@@ -23,15 +24,18 @@
 #undef weight
 #undef load_weights
 #undef STRETCH_BYTES
+#undef ASKED_AHEAD
 #ifdef FL_BFLOAT16_WEIGHTS
 #define FL_PRODUCT(name) FL_NAME(name##_bf16)
 #define weight uint16_t
 #define STRETCH_BYTES (FL_STRETCH_BYTES * 3 / 4) /* L1 holds what they are widened from as well */
+#define ASKED_AHEAD 32
 #define load_weights FL_NAME(load_weights_bf16)
 #else
 #define FL_PRODUCT(name) FL_NAME(name)
 #define weight real
 #define STRETCH_BYTES FL_STRETCH_BYTES
+#define ASKED_AHEAD 0 /* rounds of one row; 0: it costs more than it brings */
 #define load_weights FL_NAME(load_weights)
 #endif
 #define product_round FL_PRODUCT(product_round)
@@ -117,6 +121,14 @@ static void product_widen(int vecs, const fl_product_args *p, const product_stre
 #define wide_group FL_PASTE_(product_group, f32)
 #endif
 
+#define product_ask FL_PRODUCT(product_ask)
+/* Asks for a round of weights in the full panels. */
+FL_INLINE void product_ask(const int panels, const weight *w, int64_t panel_size) {
+    FL_UNROLL for (int i = 0; i < panels && ASKED_AHEAD; i++)
+        FL_UNROLL for (int line = 0; line * FL_LINE < FL_PANEL_VECS * LANES * (int)sizeof *w; line++)
+            __builtin_prefetch((const char *)(w + i * panel_size) + line * FL_LINE, 0, 3);
+}
+
 /* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on; rows, panels and tail are
  * constants after inlining. One row takes the whole depth. */
 FL_INLINE void product_tile(const int rows, const int panels, const int tail, const fl_product_args *p, int64_t row,
@@ -153,6 +165,7 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
             FL_UNROLL for (int j = 0; j < unroll; j++) {
                 const int64_t at = fixed ? k + j : j;
                 product_round(rows, panels, tail, panel_size, a, k + j, w + at * step, w_tail + at * tail_step, acc);
+                if (fixed) product_ask(panels, w + (at + ASKED_AHEAD) * step, panel_size);
             }
             if (fixed) continue;
             w += unroll * step;
