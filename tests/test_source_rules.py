@@ -81,7 +81,7 @@ def test_only_os_talks_to_the_system():
 def test_calls_go_downward():
     """What each file of the core may use of the others: only what is below it."""
     below = {
-        "scan.c": ["fl_forward", "fl_stream_", "fl_create", "fl_set_weights", "fl_pack_create"],
+        "scan.c": ["fl_forward", "fl_stream_", "fl_pool_", "fl_create", "fl_set_weights", "fl_pack_create"],
         "threads.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_pack", "fl_layer", "fl_kernels"],
         "pack.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_parallel", "fl_team"],
         "cells.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_parallel", "fl_team", "fl_layer"],
@@ -104,8 +104,9 @@ def test_calls_go_downward():
             "fl_pack",
             "fl_fail",
         ],
-        "stream.c": ["fl_forward"],
-        "forward.c": ["fl_stream_"],
+        "stream.c": ["fl_forward", "fl_pool_"],
+        "pool.c": ["fl_forward", "fl_stream_"],
+        "forward.c": ["fl_stream_", "fl_pool_"],
         "linear.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_layer"],
     }
     for name, above in below.items():
@@ -152,7 +153,7 @@ def test_kernel_headers_name_their_tests():
 
 def test_python_validates_in_one_place():
     """Elsewhere: what a method does not do at all, whatever it is given."""
-    known = ("stream", "mode must be", "a Stream cannot", "a Tape cannot")
+    known = ("stream", "mode must be", "a Stream cannot", "a StreamPool cannot", "a Tape cannot")
     others = ("_check.py", "_files.py", "reference.py", "cli.py", "_demo.py", "_train.py", "__main__.py")
     for path in PACKAGE.glob("*.py"):
         if path.name in others:
