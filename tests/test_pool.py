@@ -648,7 +648,7 @@ def test_a_finalizer_may_close_a_session_in_the_midst_of_a_call():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_fork_gets_a_pool_between_two_calls():
-    """While another thread is in calls all the time, a child finds a pool that works, all sessions in step."""
+    """While another thread is in calls all the time, a child finds a pool that works and is in step."""
     layer = fastlstm.RNN(1, 64, nonlinearity="relu", bias=False)
     layer.load_state_dict({"weight_ih_l0": np.ones((64, 1)), "weight_hh_l0": np.eye(64)})
     net = fastlstm.Sequential(layer, fastlstm.Linear(64, 64))
