@@ -5,6 +5,8 @@
  * chunk; states, inputs and outputs of a chunk stay in the nearest caches meanwhile. All that a step needs is made
  * beforehand, at creation and when the pool grows. An output's bits depend on neither batch nor neighbours, so they are
  * those of the session alone.
+ * Tried: asking for the next chunk's states ahead, 4 % slower, from L2 or from beyond; rows copied by 16 bytes inline
+ * instead of by memcpy, 1 % faster at H = 32; chunks of 30 to 126 rows, all the same.
  * An id is generation << SLOT_BITS | slot, and a slot's generation rises with every session that it held: an id comes
  * once. */
 #include "internal.h"
@@ -433,7 +435,8 @@ fl_status fl_pool_step(fl_pool *p, int64_t n, const int64_t *ids, const void *x,
     pool_step step = {.pool = p, .n = n, .x = x, .y = y};
     int64_t threads = p->work.workers;
     fl_split split = FL_SPLIT_NONE;
-    if (threads > 1) split = fl_choose_split(l, l->config.num_layers, n, fl_estimate_steps_us(l, (double)n, n), &threads);
+    if (threads > 1)
+        split = fl_choose_split(l, l->config.num_layers, n, fl_estimate_steps_us(l, (double)n, n), &threads);
     if (threads > p->work.workers) threads = p->work.workers;
     if (split == FL_SPLIT_NONE) threads = 1;
     step.chunks = (n + p->work.rows - 1) / p->work.rows;

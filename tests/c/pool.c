@@ -17,9 +17,13 @@ typedef struct kind {
 } kind;
 
 static const kind kinds[] = {
-    {"lstm", FL_LSTM, 4, 1, 0, 0, 0},    {"lstm stack", FL_LSTM, 4, 3, 0, 0, 1}, {"lstm projection", FL_LSTM, 4, 2, P, 0, 0},
-    {"gru", FL_GRU, 3, 2, 0, 0, 0},      {"gru reset before", FL_GRU, 3, 2, 0, 1, 0},
-    {"rnn", FL_RNN, 1, 2, 0, 0, 0},      {"gated rnn", FL_GATED_RNN, 2, 2, 0, 0, 0},
+    {"lstm", FL_LSTM, 4, 1, 0, 0, 0},
+    {"lstm stack", FL_LSTM, 4, 3, 0, 0, 1},
+    {"lstm projection", FL_LSTM, 4, 2, P, 0, 0},
+    {"gru", FL_GRU, 3, 2, 0, 0, 0},
+    {"gru reset before", FL_GRU, 3, 2, 0, 1, 0},
+    {"rnn", FL_RNN, 1, 2, 0, 0, 0},
+    {"gated rnn", FL_GATED_RNN, 2, 2, 0, 0, 0},
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -72,8 +76,8 @@ static bool same_state(fl_dtype dtype, fl_pool *pool, const session *s) {
     double h[2][STATE], c[2][STATE];
     memset(h, 0, sizeof h);
     memset(c, 0, sizeof c);
-    const bool got = fl_pool_get_state(pool, 1, &s->id, h[0], c[0]) == FL_OK &&
-                     fl_stream_get_state(s->alone, h[1], c[1]) == FL_OK;
+    const bool got =
+        fl_pool_get_state(pool, 1, &s->id, h[0], c[0]) == FL_OK && fl_stream_get_state(s->alone, h[1], c[1]) == FL_OK;
     return got && first_difference(h[0], h[1], size_of(dtype), STATE) < 0 &&
            first_difference(c[0], c[1], size_of(dtype), STATE) < 0;
 }
@@ -101,16 +105,21 @@ static void test_sessions(const kind *k, fl_dtype dtype, bool at_end) {
     fl_pool *pool = NULL;
     uint64_t state = 7;
     static session all[SESSIONS];
-    int64_t count = 0, last_id = -1;
+    int64_t count = 0, n_before = 0, last_id = -1;
     guarded x = guarded_create(SESSIONS * I * size + MARGIN), y = guarded_create(SESSIONS * H * size + MARGIN);
     guarded ids = guarded_create(SESSIONS * (int64_t)sizeof(int64_t) + MARGIN);
     check(fl_pool_create(layer, 3, &pool) == FL_OK, "%s: %s", k->name, fl_last_error());
     for (int turn = 0; turn < 24; turn++) {
         for (int64_t more = turn < 20 ? 9 : 0; more > 0 && count < SESSIONS; more--)
             open_one(pool, layer, dtype, random_bits(&state) % 2, &all[count++]);
-        if (turn == 10) set_weights(layer, k, dtype, 2);
+        check(fl_pool_check(pool, 1, &last_id) == FL_BAD_ARGUMENT, "%s: the id of a closed one is used again", k->name);
         int64_t n = draw(&state, all, count);
         if (turn % 8 == 7) n = count;
+        if (turn == 10) { /* new weights, and nothing else that is new */
+            n = n_before;
+            set_weights(layer, k, dtype, 2);
+        }
+        n_before = n;
         int64_t *names = place(&ids, n * (int64_t)sizeof *names, at_end);
         char *rows = place(&x, n * I * size, at_end), *got = place(&y, n * out * size, at_end);
         for (int64_t r = 0; r < n; r++) names[r] = all[r].id;
@@ -136,7 +145,9 @@ static void test_sessions(const kind *k, fl_dtype dtype, bool at_end) {
             last_id = all[--count].id;
             check(fl_pool_close(pool, last_id) == FL_OK, "close: %s", fl_last_error());
             fl_stream_free(all[count].alone);
+            const int64_t next_id = last_id + (1 << 24); /* of its slot */
             check(fl_pool_check(pool, 1, &last_id) == FL_BAD_ARGUMENT, "a closed one is open");
+            check(fl_pool_check(pool, 1, &next_id) == FL_BAD_ARGUMENT, "one that will come is open");
         }
         check(fl_pool_count(pool) == count && fl_pool_capacity(pool) >= count, "%s: the count", k->name);
     }
@@ -231,10 +242,15 @@ static void test_refusals(void) {
     fl_pool_step(pool, 3, id, x, y);
     fl_pool_get_state(pool, 3, id, wanted, NULL);
     memset(y, 0xff, sizeof y);
-    const int64_t wrong[][4] = {
-        {id[0], id[1], id[0]}, {id[0], id[1], closed},          {id[0], 12345, id[1]},   {-1, id[0], id[1]},
-        {id[0], INT64_MIN, 0}, {id[0], id[1], INT64_MAX}, {id[2], id[2], id[2]}, {id[0], id[1], id[0] + (1 << 24)},
-        {id[0], id[1], 7 /* there is room, but nobody there */}};
+    const int64_t wrong[][4] = {{id[0], id[1], id[0]},
+                                {id[0], id[1], closed},
+                                {id[0], 12345, id[1]},
+                                {-1, id[0], id[1]},
+                                {id[0], INT64_MIN, 0},
+                                {id[0], id[1], INT64_MAX},
+                                {id[2], id[2], id[2]},
+                                {id[0], id[1], id[0] + (1 << 24)},
+                                {id[0], id[1], 7 /* there is room, but nobody there */}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         refused(fl_pool_check(pool, 3, wrong[i]), FL_BAD_ARGUMENT, "ids[", "check");
         refused(fl_pool_step(pool, 3, wrong[i], x, y), FL_BAD_ARGUMENT, "ids[", "step");
@@ -279,7 +295,8 @@ static void test_refusals(void) {
         atomic_store(&blocks_left, 1L << 30);
         refused(status, FL_NO_MEMORY, "memory", "no memory to grow");
         check(fl_pool_capacity(pool) == 16 && fl_pool_count(pool) == 3, "half grown");
-        check(fl_pool_get_state(pool, 3, id, h, NULL) == FL_OK && memcmp(h, wanted, sizeof wanted) == 0, "a state lost");
+        check(fl_pool_get_state(pool, 3, id, h, NULL) == FL_OK && memcmp(h, wanted, sizeof wanted) == 0,
+              "a state lost");
         atomic_store(&blocks_left, blocks);
         fl_pool *none;
         refused(fl_pool_create(layer, 16, &none), FL_NO_MEMORY, "memory", "no memory to begin");
