@@ -433,7 +433,7 @@ def three(request):
 def test_wrong_ids_change_nothing(three):
     pool, (a, b, c), closed, x = three
     before = states_of(pool, (a, b, c))
-    out = np.full((3, flat(before[0])[-1].shape[-1]), 7, "f4")
+    out = np.full((3, flat(before[0])[0].shape[-1]), 7, "f4")
     for ids in ([a, b, a], [a, b, closed], [a, b, 12345], [a, b, -1], [a, b, 2**62], [closed, a, b], [a] * 3):
         for given in (ids, tuple(ids), np.array(ids), np.array(ids, np.int64)[::-1]):
             with pytest.raises(ValueError, match="ids"):
