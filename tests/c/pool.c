@@ -14,16 +14,20 @@ typedef struct kind {
     fl_cell_kind cell;
     int64_t gates, layers, proj;
     int reset_before, clip;
+    int weight_type, activation_bits;
 } kind;
 
 static const kind kinds[] = {
-    {"lstm", FL_LSTM, 4, 1, 0, 0, 0},
-    {"lstm stack", FL_LSTM, 4, 3, 0, 0, 1},
-    {"lstm projection", FL_LSTM, 4, 2, P, 0, 0},
-    {"gru", FL_GRU, 3, 2, 0, 0, 0},
-    {"gru reset before", FL_GRU, 3, 2, 0, 1, 0},
-    {"rnn", FL_RNN, 1, 2, 0, 0, 0},
-    {"gated rnn", FL_GATED_RNN, 2, 2, 0, 0, 0},
+    {"lstm", FL_LSTM, 4, 1, 0, 0, 0, FL_FULL, 0},
+    {"lstm stack", FL_LSTM, 4, 3, 0, 0, 1, FL_FULL, 0},
+    {"lstm projection", FL_LSTM, 4, 2, P, 0, 0, FL_FULL, 0},
+    {"gru", FL_GRU, 3, 2, 0, 0, 0, FL_FULL, 0},
+    {"gru reset before", FL_GRU, 3, 2, 0, 1, 0, FL_FULL, 0},
+    {"rnn", FL_RNN, 1, 2, 0, 0, 0, FL_FULL, 0},
+    {"gated rnn", FL_GATED_RNN, 2, 2, 0, 0, 0, FL_FULL, 0},
+    {"lstm bfloat16", FL_LSTM, 4, 2, P, 0, 0, FL_BFLOAT16, 0},
+    {"lstm int8", FL_LSTM, 4, 2, P, 0, 0, FL_INT8, 8},
+    {"gru int8 by 16", FL_GRU, 3, 2, 0, 1, 0, FL_INT8, 16},
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -34,18 +38,36 @@ static const char *numbers(fl_dtype dtype, int64_t from) {
     return dtype == FL_FLOAT32 ? (const char *)(numbers_f32 + from) : (const char *)(numbers_f64 + from);
 }
 
+/* A matrix in the layer's precision, and the scale of its rows where it has one; gone at the next set_weights. */
+static _Alignas(uint16_t) int8_t small[MOST_LAYERS * 9 * H * H * 2];
+static float scales[MOST_LAYERS * 3 * 4 * H];
+static int64_t small_used, scales_used;
+
+static fl_array matrix(const kind *k, fl_dtype dtype, int64_t from, int64_t rows, int64_t columns, fl_array *scale) {
+    if (k->weight_type == FL_FULL || rows == 0) return (fl_array){rows ? numbers(dtype, from) : NULL, rows * columns};
+    int8_t *weights = small + small_used;
+    small_used += 2 * rows * columns;
+    if (k->weight_type == FL_BFLOAT16) {
+        if (fl_to_bfloat16(numbers_f32 + from, rows * columns, (uint16_t *)(void *)weights) != FL_OK) exit(2);
+    } else {
+        *scale = (fl_array){scales + scales_used, rows};
+        if (fl_to_int8(numbers_f32 + from, rows, columns, weights, scales + scales_used) != FL_OK) exit(2);
+        scales_used += rows;
+    }
+    return (fl_array){weights, rows * columns};
+}
+
 static void set_weights(fl_layer *layer, const kind *k, fl_dtype dtype, int64_t shift) {
     const int64_t out = k->proj ? k->proj : H, rows = k->gates * H;
     fl_weights w[MOST_LAYERS];
-    for (int64_t i = 0; i < k->layers; i++)
+    small_used = scales_used = 0;
+    for (int64_t i = 0; i < k->layers; i++) {
         w[i] = (fl_weights){
-            .size = sizeof *w,
-            .weight_ih = {numbers(dtype, i + shift), rows * (i ? out : I)},
-            .weight_hh = {numbers(dtype, 11 + i + shift), rows * out},
-            .bias_ih = {numbers(dtype, 23), rows},
-            .bias_hh = {numbers(dtype, 47), rows},
-            .weight_hr = {k->proj ? numbers(dtype, 59) : NULL, k->proj * H},
-        };
+            .size = sizeof *w, .bias_ih = {numbers(dtype, 23), rows}, .bias_hh = {numbers(dtype, 47), rows}};
+        w[i].weight_ih = matrix(k, dtype, i + shift, rows, i ? out : I, &w[i].scale_ih);
+        w[i].weight_hh = matrix(k, dtype, 11 + i + shift, rows, out, &w[i].scale_hh);
+        w[i].weight_hr = matrix(k, dtype, 59, k->proj, H, &w[i].scale_hr);
+    }
     check(fl_set_weights(layer, w, k->layers) == FL_OK, "%s: weights: %s", k->name, fl_last_error());
 }
 
@@ -57,6 +79,8 @@ static fl_layer *layer_of(const kind *k, fl_dtype dtype) {
     c.proj_size = k->proj;
     c.reset_after = !k->reset_before;
     c.clip = k->clip;
+    c.weight_type = k->weight_type;
+    c.activation_bits = k->activation_bits;
     fl_layer *layer = NULL;
     if (fl_create(&c, &layer) != FL_OK) exit(2);
     set_weights(layer, k, dtype, 0);
@@ -374,7 +398,7 @@ int main(void) {
     }
     fl_set_num_threads(1);
     for (int i = 0; i < KINDS; i++) {
-        for (int dtype = FL_FLOAT32; dtype <= FL_FLOAT64; dtype++)
+        for (int dtype = FL_FLOAT32; dtype <= (kinds[i].weight_type == FL_FULL ? FL_FLOAT64 : FL_FLOAT32); dtype++)
             test_sessions(&kinds[i], (fl_dtype)dtype, (i + dtype) % 2);
         test_splits(&kinds[i]);
     }
