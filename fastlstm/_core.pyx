@@ -596,19 +596,6 @@ cdef class PoolCore:
             raise ValueError("state: not C-contiguous arrays of the pool's dtype and shape")
         return 0
 
-    def open(self, h=None, c=None):
-        """From h [L, 1, P] and c [L, 1, H] on; the id."""
-        cdef int64_t id = -1
-        self.check_state(h, c, 1)
-        check(fl_pool_open(self.pool, data_of(h), data_of(c), &id))
-        return id
-
-    def close(self, int64_t id):
-        check(fl_pool_close(self.pool, id))
-
-    def reset(self, int64_t id):
-        check(fl_pool_reset(self.pool, id))
-
     def _ids(self, ids):
         """ids [n] as int64; `pool` puts its checks here."""
         raise TypeError("ids: wanted a C-contiguous int64 array")
@@ -696,11 +683,54 @@ cdef class PoolCore:
                                 <void *>data_of(c)))
         return (h,) if c is None else (h, c)
 
-    def set_state(self, ids, h, c=None):
-        cdef cnp.ndarray numbers = self.ids_of(ids)
-        cdef int64_t n = cnp.PyArray_DIM(numbers, 0)
-        self.check_state(h, c, n)
-        check(fl_pool_set_state(self.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers), data_of(h), data_of(c)))
+
+# What changes the sessions of several cores, of one model's layers, changes all or none: between the calls below nothing
+# is allocated and no line of Python runs, so neither a signal's handler nor a finalizer comes between them. The same is
+# done to all in the same order, so each session has the same id in each.
+
+def open_in_all(list cores, list states):
+    """A session from (h [L, 1, P], c [L, 1, H]), each None for zeros, of each core; its id."""
+    cdef PoolCore core
+    cdef int64_t id = -1
+    cdef Py_ssize_t i
+    for i in range(len(cores)):
+        core = <PoolCore?>cores[i]
+        h, c = <tuple?>states[i]
+        core.check_state(h, c, 1)
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        check(fl_pool_reserve(core.pool, 1))
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        h, c = <tuple>states[i]
+        check(fl_pool_open(core.pool, data_of(h), data_of(c), &id))
+    return id
+
+
+def close_in_all(list cores, int64_t id):
+    for core in cores:
+        check(fl_pool_close((<PoolCore?>core).pool, id))
+
+
+def reset_in_all(list cores, int64_t id):
+    for core in cores:
+        check(fl_pool_reset((<PoolCore?>core).pool, id))
+
+
+def set_state_in_all(list cores, ids, list states):
+    """The states of sessions ids [n], as in `open_in_all` but for n of them."""
+    cdef PoolCore core = <PoolCore?>cores[0]
+    cdef cnp.ndarray numbers = core.ids_of(ids)
+    cdef int64_t n = cnp.PyArray_DIM(numbers, 0)
+    cdef Py_ssize_t i
+    for i in range(len(cores)):
+        core = <PoolCore?>cores[i]
+        h, c = <tuple?>states[i]
+        core.check_state(h, c, n)
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        h, c = <tuple>states[i]
+        check(fl_pool_set_state(core.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers), data_of(h), data_of(c)))
 
 
 def set_num_threads(int64_t n):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _check
-from ._core import PoolCore
+from ._core import PoolCore, close_in_all, open_in_all, reset_in_all, set_state_in_all
 from .layers import Array, _Layer
 from .modules import Sequential, _noted, _step_arrays, _step_parts, _step_through
 
@@ -66,7 +66,6 @@ class StreamPool:
         self._layers = [(i, self._modules[i]) for i in options.recurrent]
         for i, layer in self._layers:
             _noted_in(model, i, layer, _check.streams, "model", layer._options)
-        # All open and close the same sessions in the same order, so an id is the same in each.
         self._cores = [_Core(layer._core, capacity) for _, layer in self._layers]
         self._make_parts()
         self._lock = threading.RLock()  # a finalizer may close a session while this thread is in a call
@@ -108,10 +107,10 @@ class StreamPool:
         states = self._states(state, 1)
         with self._lock:
             for core in self._cores:
-                core.reserve(1)  # so that either all open it or none
+                core.reserve(1)
             if self._rows < self.capacity:
                 self._make_parts()
-            return [core.open(*own) for core, own in zip(self._cores, states, strict=True)][0]
+            return open_in_all(self._cores, states)
 
     def step(self, ids: Any, x: npt.ArrayLike, out: Array | None = None) -> Array:
         """One step of the sessions `ids` [n], as one batch: x [n, I], or tokens [n] if the model's first
@@ -148,8 +147,7 @@ class StreamPool:
             now = self._form([core.get_state(numbers) for core in self._cores])
             y: Array
             y, after = self._model(x, now, lengths=lengths)
-            for core, own in zip(self._cores, self._states(after, len(numbers)), strict=True):
-                core.set_state(numbers, *own)
+            set_state_in_all(self._cores, numbers, self._states(after, len(numbers)))
             return y
 
     def state(self, id: int) -> Any:
@@ -166,35 +164,31 @@ class StreamPool:
         """
         states = self._states(state, 1)
         with self._lock:
-            numbers = self._number(id)
-            for core, own in zip(self._cores, states, strict=True):
-                core.set_state(numbers, *own)
+            set_state_in_all(self._cores, self._number(id), states)
 
     def reset(self, id: int) -> None:
         """Take a session back to the state that it was opened with."""
         with self._lock:
-            number = int(self._number(id)[0])
-            for core in self._cores:
-                core.reset(number)
+            reset_in_all(self._cores, int(self._number(id)[0]))
 
     def close(self, id: int) -> None:
         """End a session. Its id is never used again, its place is."""
         with self._lock:
-            number = int(self._number(id)[0])
-            for core in self._cores:
-                core.close(number)
+            close_in_all(self._cores, int(self._number(id)[0]))
 
     def _number(self, id: Any) -> Array:
         return np.array([_check.session("id", id, self._cores[0].has)], np.int64)
 
-    def _states(self, state: Any, n: int) -> list[list[Any]]:
-        """For each recurrent layer its arrays [L, n, ..], or None for zeros."""
+    def _states(self, state: Any, n: int) -> list[tuple[Array | None, Array | None]]:
+        """For each recurrent layer h [L, n, P] and c [L, n, H], None for zeros or where there is no c."""
         alone = not isinstance(self._model, Sequential)
         values = (state,) if alone else _check.state_tuple("state", state, len(self._layers))
-        return [
-            [None] if v is None else _noted_in(self._model, i, layer, layer._states, v, n, True)
-            for (i, layer), v in zip(self._layers, values, strict=True)
-        ]
+        found: list[tuple[Array | None, Array | None]] = []
+        for (i, layer), v in zip(self._layers, values, strict=True):
+            own: list[Any] = [] if v is None else _noted_in(self._model, i, layer, layer._states, v, n, True)
+            h, c, *_ = (*own, None, None)
+            found.append((h, c))
+        return found
 
     def _form(self, states: list[tuple[Array, ...]]) -> Any:
         """The layers' states as the model has them."""

@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import sys
 import threading
 import tracemalloc
 
@@ -644,6 +645,66 @@ def test_a_finalizer_may_close_a_session_in_the_midst_of_a_call():
             return numbers(1, I)
 
     assert pool.step([kept], Closing()).shape == (1, H) and gone not in pool
+
+
+def interrupted(call, at):
+    """Runs `call` with a KeyboardInterrupt at the at-th instruction of Python; false if it has fewer."""
+    seen = 0
+
+    def trace(frame, event, arg):
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        seen += 1
+        if seen == at:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return seen >= at
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where a finalizer meets it
+@pytest.mark.parametrize("what", ["open", "close", "reset", "restore", "run"])
+def test_an_interrupt_leaves_all_layers_of_a_model_with_the_same_sessions(what):
+    """Wherever it comes, a session is open in all or in none, and its state is the old or the new one."""
+    net = fastlstm.Sequential(fastlstm.GRU(2, 3, seed=0), fastlstm.RNN(3, 4, seed=1))
+    pool = fastlstm.StreamPool(net, 1)
+    x = numbers(2, 1, 2)
+    _, start = net(x)
+    id = pool.open(start)
+    pool.run([id], x)
+    old = pool.state(id)
+    new = {"reset": start, "restore": start, "run": net(x, old)[1]}.get(what, old)
+    call = {
+        "open": pool.open, "close": lambda: pool.close(id), "reset": lambda: pool.reset(id),
+        "restore": lambda: pool.restore(id, start), "run": lambda: pool.run([id], x),
+    }[what]  # fmt: skip
+    at, changed = 1, 0
+    while interrupted(call, at):
+        at += 1
+        assert len({core.count for core in pool._cores}) == 1
+        assert all(core.has(id) for core in pool._cores) or (what == "close" and id not in pool)
+        if what == "close":
+            if id not in pool:  # it had been closed already when it was interrupted
+                changed += 1
+                id = pool.open()
+                assert all(core.has(id) for core in pool._cores)
+            continue
+        now = [a.tobytes() for a in flat(pool.state(id))]
+        assert now in ([a.tobytes() for a in flat(old)], [a.tobytes() for a in flat(new)])
+        changed += now == [a.tobytes() for a in flat(new)]
+        pool.restore(id, old)
+        if what == "open":
+            number = pool.open()
+            assert all(core.has(number) for core in pool._cores)
+            pool.close(number)
+    assert at > 20 and changed
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
