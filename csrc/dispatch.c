@@ -33,6 +33,12 @@ static bool has_fma(void) { return __builtin_cpu_supports("fma"); }
 #if defined(__x86_64__)
 static bool has_avx512_vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
+/* Leaf 7, EDX bits 24 and 25: tiles, and products of bytes in them. */
+static bool has_avx512_amx(void) {
+    unsigned a, b, c, d;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 && fl_os_knows_tiles();
+}
+
 /* Leaf 7.1, EAX bit 4, of which older compilers' __builtin_cpu_supports knows nothing. */
 static bool has_avx2_vnni(void) {
     unsigned a, b, c, d;
@@ -73,6 +79,7 @@ typedef struct integer_isa {
 
 static const integer_isa integer_isas[] = {
 #if defined(__x86_64__)
+    {"avx512_amx", "avx512", &fl_integers_avx512_amx, has_avx512_amx}, /* the first */
     {"avx512_vnni", "avx512", &fl_integers_avx512_vnni, has_avx512_vnni},
     {"avx512", "avx512", &fl_integers_avx512, has_avx512},
     {"avx2_vnni", "avx2", &fl_integers_avx2_vnni, has_avx2_vnni},
@@ -165,15 +172,20 @@ const char *fl_integer_isa_at(int64_t index) {
     return NULL;
 }
 
-const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels) {
-    const bool own = strcmp(kernels->isa, chosen->name) == 0;
-    return (own ? chosen_integer : find_integer(NULL, kernels->isa))->table;
-}
-
-const fl_integer_kernels *fl_integers_named(const char *name) {
-    const integer_isa *found = find_integer(name, NULL);
+/* Tiles are asked for by whoever needs them first, for a process that has them needs larger signal stacks. */
+static const fl_integer_kernels *allowed(const integer_isa *found) {
+#if defined(__x86_64__)
+    if (found && found->runs_here == has_avx512_amx && !fl_os_allow_tiles()) found++;
+#endif
     return found ? found->table : NULL;
 }
+
+const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels) {
+    const bool own = strcmp(kernels->isa, chosen->name) == 0;
+    return allowed(own ? chosen_integer : find_integer(NULL, kernels->isa));
+}
+
+const fl_integer_kernels *fl_integers_named(const char *name) { return allowed(find_integer(name, NULL)); }
 
 const fl_kernels *fl_kernels_of(fl_dtype dtype) {
     const isa *c = choice();

@@ -238,7 +238,7 @@ FL_API fl_status fl_set_spin_us(double us);
  * message when it names none that this CPU has. Read once. Where none is forced, a layer whose units half a register
  * holds takes the next narrower. */
 FL_API const char *fl_isa(void);
-/* That of products with int8 weights, for which some CPUs have instructions of their own: "avx512_vnni", "avx2_vnni",
+/* That of products with int8 weights, for which some CPUs have instructions of their own: "avx512_amx", "avx512_vnni", "avx2_vnni",
  * "neon_dot", or a path's name. FASTLSTM_ISA takes these too: "avx512_vnni" is "avx512" with that, "avx512" is without. */
 FL_API const char *fl_integer_isa(void);
 FL_API const char *fl_integer_isa_at(int64_t index); /* as fl_isa_at */

@@ -21,7 +21,12 @@ static int64_t row_of_column(const fl_source *s, int64_t lanes, int64_t n) {
 
 static fl_status out_of_memory(void) { return fl_fail(FL_NO_MEMORY, "weights: no memory to pack them"); }
 
-enum { INT8_GROUP = 4 }; /* k that lie together: integer_template.h */
+enum { INT8_GROUP = 4, INT8_TILE = 64 }; /* k that lie together, and in a tile: integer_template.h, integer_tiles.h */
+
+static int64_t packed_depth(const fl_format *f, int64_t depth) {
+    if (f->type != FL_INT8) return depth;
+    return fl_round_up(depth, depth > 2 * INT8_TILE ? INT8_TILE : INT8_GROUP);
+}
 
 fl_format fl_full_format(const fl_kernels *k) {
     return (fl_format){k->lanes, k->panel_vecs, FL_FULL, k->element_bytes, 0};
@@ -57,7 +62,7 @@ static fl_status pack_scales(const fl_format *f, const fl_source *s, fl_matrix *
 
 fl_status fl_pack_matrix(const fl_format *f, const fl_source *s, fl_matrix *matrix) {
     const int64_t size = f->weight_bytes, columns = s->gates * s->units;
-    matrix->depth = f->type == FL_INT8 ? fl_round_up(s->depth, INT8_GROUP) : s->depth;
+    matrix->depth = packed_depth(f, s->depth);
     matrix->vecs = fl_round_up(columns, f->lanes) / f->lanes;
     matrix->weight_bytes = f->weight_bytes;
     int64_t bytes;

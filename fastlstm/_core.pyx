@@ -199,7 +199,7 @@ cdef class Core:
 
     def __cinit__(self, *, str cell, str dtype, int64_t input_size, int64_t hidden_size, int64_t num_layers,
                   bint bidirectional, bint reverse, bint bias, int64_t proj_size, bint peepholes, bint forget_gate,
-                  bint coupled_gates, bint reset_after, activations, clip, weights=None,
+                  bint coupled_gates, bint reset_after, activations, clip, weight_dtype=None,
                   int activation_bits=0):
         cdef fl_config config
         fl_config_init(&config, <fl_cell_kind><int>_CELLS[cell], input_size, hidden_size)
@@ -214,7 +214,7 @@ cdef class Core:
         config.coupled_gates = coupled_gates
         config.reset_after = reset_after
         config.clip = 0.0 if clip is None else clip
-        config.weight_type = _WEIGHT_TYPES[weights]
+        config.weight_type = _WEIGHT_TYPES[weight_dtype]
         config.activation_bits = activation_bits
         if activations is not None:
             config.own_activations = 1
@@ -235,7 +235,7 @@ cdef class Core:
         self.bias = bias
         self.peepholes = peepholes
         self.projected = proj_size > 0
-        self.scaled = weights == "int8"
+        self.scaled = weight_dtype == "int8"
 
     def __dealloc__(self):
         fl_free(self.layer)

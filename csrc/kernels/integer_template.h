@@ -109,22 +109,36 @@ FL_INLINE void integer_rows(const int planes, int64_t rows, int panels, int tail
     }
 }
 
-/* One row takes several panels at once, whose chains hide the latency; more rows a panel, read once from beyond L1. */
-FL_INLINE void integer_product(const int planes, const fl_product_args *p) {
-    const int64_t panels = p->vecs / FL_PANEL_VECS, tail = p->vecs % FL_PANEL_VECS;
-    const int64_t most = p->rows == 1 ? FL_ROW_PANELS / planes : 1, highest = FL_INTEGER_ROWS / planes;
-    const int64_t tiles = (p->rows + highest - 1) / highest;
-    for (int64_t first = 0; first < panels + (tail > 0); first += first < panels && panels - first < most ? panels - first : most)
+/* Rows from `begin` on. One row takes several panels at once, whose chains hide the latency; more rows a panel, read once
+ * from beyond L1. */
+FL_INLINE void integer_product(const int planes, const fl_product_args *p, int64_t begin) {
+    const int64_t panels = p->vecs / FL_PANEL_VECS, tail = p->vecs % FL_PANEL_VECS, rows = p->rows - begin;
+    const int64_t most = rows == 1 ? FL_ROW_PANELS / planes : 1, highest = FL_INTEGER_ROWS / planes;
+    const int64_t tiles = (rows + highest - 1) / highest, groups = (panels + most - 1) / most;
+    for (int64_t g = 0; g < groups + (tail > 0); g++) {
+        const int64_t first = g < groups ? g * most : panels;
+        const int64_t wide = panels - first < most ? panels - first : most;
         for (int64_t t = 0; t < tiles; t++) {
-            const int64_t row = p->rows * t / tiles, wide = panels - first < most ? panels - first : most;
-            integer_rows(planes, p->rows * (t + 1) / tiles - row, (int)wide, first < panels ? 0 : (int)tail, p, row,
+            const int64_t row = rows * t / tiles;
+            integer_rows(planes, rows * (t + 1) / tiles - row, (int)wide, g < groups ? 0 : (int)tail, p, begin + row,
                          first);
         }
+    }
 }
 
+#ifdef FL_AMX
+#include "integer_tiles.h"
+#else
+static int64_t product_in_tiles(const fl_product_args *p) {
+    (void)p;
+    return 0;
+}
+#endif
+
 void fl_product_int8(const fl_product_args *p) {
-    if (p->planes == 1) integer_product(1, p);
-    else integer_product(2, p);
+    const int64_t done = product_in_tiles(p);
+    if (p->planes == 1) integer_product(1, p, done);
+    else integer_product(2, p, done);
 }
 
 void fl_round_int8(const fl_round_args *p) {

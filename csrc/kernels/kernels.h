@@ -172,7 +172,7 @@ extern const fl_kernels fl_kernels_f32_portable, fl_kernels_f64_portable;
 extern const fl_kernels fl_kernels_f32_portable_fma, fl_kernels_f64_portable_fma;
 
 
-extern const fl_integer_kernels fl_integers_avx512_vnni, fl_integers_avx512, fl_integers_avx2_vnni, fl_integers_avx2;
+extern const fl_integer_kernels fl_integers_avx512_amx, fl_integers_avx512_vnni, fl_integers_avx512, fl_integers_avx2_vnni, fl_integers_avx2;
 extern const fl_integer_kernels fl_integers_neon_dot, fl_integers_neon, fl_integers_portable, fl_integers_portable_fma;
 
 /* kernels.inc as data, for tests and benchmarks; NULL past the last. */
