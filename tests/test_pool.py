@@ -227,6 +227,26 @@ def test_new_weights_at_the_next_step(cell):
     assert_same(pool.run(ids, x[2:]), wanted[1:])
 
 
+@pytest.mark.parametrize("dtype, bits", [("bfloat16", None), ("int8", 8), ("int8", 16)])
+@pytest.mark.parametrize("kind", ["lstm-projected", "gru-reset-before", "rnn", "gated-rnn", "sequential"])
+def test_smaller_weights(kind, dtype, bits):
+    """More sessions than a chunk holds, and then a few, against streams of their own."""
+    net = make("gru" if kind == "sequential" else kind)
+    if kind == "sequential":
+        net = fastlstm.Sequential(net, fastlstm.Linear(H, 3, seed=0))
+    net = net.quantize(dtype, activation_bits=bits)
+    pool, alone = fastlstm.StreamPool(net, 1), {}
+    for _ in range(70):
+        alone[pool.open()] = net.stream()
+    for turn, ids in enumerate((list(alone), list(alone)[::9], list(alone)[3:5])):
+        x = numbers(2, len(ids), I, seed=turn) * 3
+        y = np.concatenate([pool.step(ids, x[0])[None], pool.run(ids, x[1:])])
+        for column, id in enumerate(ids):
+            for t in range(2):
+                assert_same(y[t, column], alone[id].step(x[t, column : column + 1])[0])
+            assert_same_states(pool.state(id), alone[id].state)
+
+
 def test_new_weights_of_a_sequential():
     net, other = model(), model(seed=7)
     pool = fastlstm.StreamPool(net, 2)
