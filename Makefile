@@ -113,7 +113,7 @@ test-c: $(call programs,plain) build/c/plain/ulp ## the C programs of tests/c
 asan: $(call programs,asan) ## the same under AddressSanitizer and UBSan
 	$(call run_each,$^)
 
-tsan: $(filter %threads %linear %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
+tsan: $(filter %threads %linear %pool %stress,$(call programs,tsan)) ## the C thread tests under ThreadSanitizer
 	$(call run_each,$^)
 
 # What never reaches the core, or starts another program that loads it, is left out.

@@ -7,8 +7,6 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <xmmintrin.h>
-#elif defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
 #endif
 
 typedef struct isa {
@@ -45,13 +43,7 @@ static bool has_avx2_vnni(void) {
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 #elif defined(__aarch64__)
-static bool has_dot(void) {
-#if defined(__linux__)
-    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
-#else
-    return false;
-#endif
-}
+static bool has_dot(void) { return fl_os_hardware() >> 20 & 1; } /* HWCAP_ASIMDDP */
 #endif
 
 static bool always(void) { return true; }

@@ -7,7 +7,7 @@
  * Buffers belong to the caller and hold elements of the layer's dtype, aligned to them.
  *
  * Threads: a layer may run in any number of threads at once, also while fl_set_weights runs in another (a call keeps
- * the weights that it began with). A stream serves one call at a time; a second one gets FL_BUSY.
+ * the weights that it began with). A stream or a pool serves one call at a time; a second one gets FL_BUSY.
  */
 #ifndef FASTLSTM_H
 #define FASTLSTM_H
@@ -29,7 +29,7 @@ typedef enum fl_status {
     FL_OK = 0,
     FL_BAD_ARGUMENT = 1,
     FL_NO_MEMORY = 2,
-    FL_BUSY = 3,        /* another call is using this stream */
+    FL_BUSY = 3,        /* another call is using this stream or pool */
     FL_NO_WEIGHTS = 4,  /* fl_set_weights has not succeeded yet */
     FL_UNSUPPORTED = 5, /* this CPU lacks what FASTLSTM_ISA asks for, or a stream of a reverse layer */
     FL_STALE = 6,       /* the layer has had other weights since the tape was recorded */
@@ -115,6 +115,7 @@ typedef struct fl_sequence {
 typedef struct fl_layer fl_layer;
 typedef struct fl_stream fl_stream;
 typedef struct fl_linear fl_linear;
+typedef struct fl_pool fl_pool;
 
 FL_API const char *fl_last_error(void);
 FL_API const char *fl_version(void);
@@ -183,6 +184,30 @@ FL_API fl_status fl_stream_set_state(fl_stream *stream, const void *h, const voi
 /* rows [count], each 0..B-1; NULL: all */
 FL_API fl_status fl_stream_reset(fl_stream *stream, const int64_t *rows, int64_t count);
 FL_API fl_status fl_stream_copy(fl_stream *stream, fl_stream **copy);
+
+/* A pool owns the states of many sessions: sequences that begin, go on and end each at its own pace. A step runs any of
+ * them as one batch, and each gets the bits that it would get alone. A session goes by an id, at least 0, that no other
+ * one ever gets. Calls refuse ids of which one is unknown, closed or there twice, and change nothing then. */
+FL_API fl_status fl_pool_create(const fl_layer *layer, int64_t capacity, fl_pool **pool); /* capacity 1 to 2^24 */
+FL_API void fl_pool_free(fl_pool *pool);
+/* From h0 [L, P], c0 [L, H] on (NULL: zeros). Where there is no room, the capacity doubles; FL_NO_MEMORY loses nothing. */
+FL_API fl_status fl_pool_open(fl_pool *pool, const void *h0, const void *c0, int64_t *id);
+/* Room for so many more sessions, for which fl_pool_open then needs no memory. */
+FL_API fl_status fl_pool_reserve(fl_pool *pool, int64_t more);
+FL_API fl_status fl_pool_close(fl_pool *pool, int64_t id);
+/* FL_OK if sessions ids [n] are open and none is there twice, which all calls below check for themselves. */
+FL_API fl_status fl_pool_check(fl_pool *pool, int64_t n, const int64_t *ids);
+FL_API int64_t fl_pool_count(const fl_pool *pool);
+FL_API int64_t fl_pool_capacity(const fl_pool *pool);
+/* One step of sessions ids [n]: x [n, I] to y [n, P], contiguous, not overlapping. Allocates nothing. */
+FL_API fl_status fl_pool_step(fl_pool *pool, int64_t n, const int64_t *ids, const void *x, void *y);
+/* h [L, n, P], c [L, n, H] of sessions ids [n], the form that fl_forward takes: get, run and set are several steps. NULL
+ * h or c: not wanted. */
+FL_API fl_status fl_pool_get_state(fl_pool *pool, int64_t n, const int64_t *ids, void *h, void *c);
+/* NULL: zeros */
+FL_API fl_status fl_pool_set_state(fl_pool *pool, int64_t n, const int64_t *ids, const void *h, const void *c);
+/* Back to the state that it was opened with. */
+FL_API fl_status fl_pool_reset(fl_pool *pool, int64_t id);
 
 /* A linear layer, y = x W^T + b, from I = in_features to O = out_features. weight [O, I] and bias [O] (count 0: none)
  * are copied and never change: for new ones create another. Any number of threads may use it at once. A row gets the

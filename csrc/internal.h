@@ -1,5 +1,5 @@
 /* What the files of csrc/ share. A call goes downward only:
- * forward.c, stream.c, backward.c, linear.c (public entries) -> scan.c (the time loop) -> kernels; beside them layer.c,
+ * forward.c, stream.c, pool.c, backward.c, linear.c (public entries) -> scan.c (the time loop) -> kernels; beside them layer.c,
  * tape.c, sequence.c, pack.c, cells.c, dispatch.c, threads.c; at the bottom memory.c, error.c, os.c. */
 #ifndef FL_INTERNAL_H
 #define FL_INTERNAL_H

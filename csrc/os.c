@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #endif
 #include <time.h>
@@ -120,6 +121,14 @@ void fl_os_keep_off(int64_t thread, int core) { (void)thread, (void)core; }
 #endif
 
 void fl_os_yield(void) { sched_yield(); }
+
+uint64_t fl_os_hardware(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP);
+#else
+    return 0;
+#endif
+}
 
 #if defined(__linux__) && defined(__x86_64__)
 enum { ARCH_GET_SUPPORTED = 0x1021, ARCH_REQUEST = 0x1023, TILE_DATA = 18 }; /* asm/prctl.h, arch/x86/include/asm/fpu */

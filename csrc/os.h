@@ -35,6 +35,7 @@ int fl_os_core(void);          /* that it runs on; -1: not known */
 /* Lets a thread of ours run wherever the calling one may, but for that core, if there is another. */
 void fl_os_keep_off(int64_t thread, int core);
 void fl_os_yield(void);
+uint64_t fl_os_hardware(void); /* the features of the CPU that Linux tells of, its AT_HWCAP; 0: not known */
 /* AMX's tile registers, which Linux hands out on request: whether it would; and, for the whole process from now on, please. */
 bool fl_os_knows_tiles(void);
 bool fl_os_allow_tiles(void);

@@ -25,6 +25,7 @@ from .optimizers import (
     cosine_schedule,
     warmup_schedule,
 )
+from .pool import StreamPool
 
 if TYPE_CHECKING:
     from . import reference as reference
@@ -44,6 +45,7 @@ __all__ = [
     "Sequential",
     "SequentialStream",
     "Stream",
+    "StreamPool",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "constant_schedule",

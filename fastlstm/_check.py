@@ -12,7 +12,7 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -685,6 +685,22 @@ def _in_range(name: str, array: Array, low: int, high: int) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
+def ids(name: str, value: Any) -> Array:
+    """int64 [n], each at least 0; whether sessions have them is the core's to say."""
+    array = _integers(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of ints or an array [n] of them, got shape {array.shape}")
+    return _in_range(name, array, 0, 2**63 - 1)
+
+
+def session(name: str, value: Any, has: Callable[[int], bool]) -> int:
+    """The id of a session that is open."""
+    result = integer(name, value, 0, 2**63 - 1)
+    if not has(result):
+        raise ValueError(f"{name} must be that of a session that is open, got {result}")
+    return result
+
+
 # --- training -----------------------------------------------------------------------------------------------
 
 
@@ -876,6 +892,25 @@ def recurrent_layers(name: str, value: Any) -> list[Any]:
 # --- arrays of modules --------------------------------------------------------------------------------------
 
 
+def streams(what: str, o: Options) -> None:
+    """Whether a layer can run step by step."""
+    for name in ("reverse", "bidirectional"):
+        if getattr(o, name):
+            raise ValueError(
+                f"{what}: a layer with {name}=True cannot stream, it needs each sequence's end first"
+            )
+
+
+def pool_model(name: str, value: Any, layer: type[Any], model: type[Any]) -> SequentialOptions:
+    """The options of a Sequential with a recurrent layer, or of such a layer as if it stood in one alone."""
+    if isinstance(value, layer):
+        return SequentialOptions((value._options,))
+    if not isinstance(value, model) or not value._options.recurrent:
+        raise TypeError(f"{name} must be a recurrent layer or a Sequential with one, got {_got(value)}")
+    options: SequentialOptions = value._options
+    return options
+
+
 def features(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> Array:
     """x [.., width] in the module's dtype, C-contiguous."""
     array = real_array(name, value)
@@ -917,6 +952,17 @@ def sequential_input(name: str, value: Any, o: SequentialOptions, ragged: bool) 
         end = "]" if o.embeds else f", {width}]"
         unbatched = "" if ragged else f" or [T{end}"
         raise ValueError(f"{name} must be {order}{end}{unbatched}, got shape {array.shape}")
+    return array
+
+
+def session_input(name: str, value: Any, o: SequentialOptions, n: int) -> Array:
+    """x of a Sequential, of so many sequences."""
+    array = sequential_input(name, value, o, False)
+    axes = array.ndim if o.embeds else array.ndim - 1
+    if axes != 2 or array.shape[0 if o.batch_first else 1] != n:
+        order = f"[{n}, T" if o.batch_first else f"[T, {n}"
+        end = "]" if o.embeds else f", {o.widths[0]}]"
+        raise ValueError(f"{name} must be {order}{end}, a sequence for each of ids, got shape {array.shape}")
     return array
 
 

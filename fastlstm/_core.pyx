@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=False
 """The Cython edge: buffers in, one call of the C core, exceptions out. Arguments come validated from `_check`; only
-`StreamCore.step` checks its two arrays itself, because that path can afford nothing else."""
+`StreamCore.step` and `PoolCore.step` check their arrays themselves, because that path can afford nothing else."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
 from libc.stdlib cimport calloc, free
@@ -315,6 +315,33 @@ cdef class Core:
                 and (second < 0 or second == cnp.PyArray_DIM(array, 1))
                 and (first < 0 or first == cnp.PyArray_DIM(array, 0)))
 
+    cdef bint plain(self, cnp.ndarray a, int64_t rows, int64_t columns) noexcept:
+        """Whether `a` is a [rows, columns] array that the core can take as it is."""
+        return (cnp.PyArray_TYPE(a) == self.type_num and cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_ISCARRAY_RO(a)
+                and cnp.PyArray_DIM(a, 0) == rows and cnp.PyArray_DIM(a, 1) == columns)
+
+    cdef cnp.ndarray target(self, out, int64_t rows, cnp.ndarray source):
+        """Where a step from `source` writes: `out`, checked, or a fresh array [rows, P] where that is None."""
+        cdef cnp.ndarray target
+        cdef const char *from_ = <const char *>cnp.PyArray_DATA(source)
+        cdef char *to
+        cdef cnp.npy_intp dims[2]
+        if out is None:
+            dims[0] = rows
+            dims[1] = self.output_size
+            return <cnp.ndarray>cnp.PyArray_EMPTY(2, dims, self.type_num, 0)
+        if not isinstance(out, cnp.ndarray):
+            raise TypeError(f"out: {type(out).__name__}, wanted a numpy array")
+        target = <cnp.ndarray>out
+        if not self.plain(target, rows, self.output_size) or not cnp.PyArray_ISWRITEABLE(target):
+            raise ValueError(
+                f"out: {target.dtype} {(<object>target).shape}, wanted a writable C-contiguous {self.dtype} "
+                f"array {(rows, self.output_size)}")
+        to = <char *>cnp.PyArray_DATA(target)
+        if from_ < to + cnp.PyArray_NBYTES(target) and to < from_ + cnp.PyArray_NBYTES(source):
+            raise ValueError("out: overlaps x")
+        return target
+
     def forward_plain(self, x, state, bint batch_first):
         """The call without detours: (y, h_n, c_n) where x [T, B, I] and the state need no conversion, else None.
 
@@ -437,12 +464,6 @@ cdef class StreamCore:
             raise ValueError("state: not C-contiguous arrays of the stream's dtype and shape")
         return 0
 
-    cdef bint plain(self, cnp.ndarray a, int64_t columns) noexcept:
-        """Whether `a` is a [B, columns] array that the core can take as it is."""
-        return (cnp.PyArray_TYPE(a) == self._core.type_num and cnp.PyArray_NDIM(a) == 2
-                and cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_DIM(a, 0) == self.batch_size
-                and cnp.PyArray_DIM(a, 1) == columns)
-
     def _converted(self, x):
         """x as [B, I] that the core can take; `layers.Stream` puts its checks here."""
         raise TypeError(f"x: wanted a C-contiguous {self._core.dtype} array")
@@ -455,32 +476,14 @@ cdef class StreamCore:
         stream.
         """
         cdef cnp.ndarray source, target
-        cdef const char *from_
-        cdef char *to
         cdef fl_status status
-        cdef cnp.npy_intp dims[2]
-        if type(x) is cnp.ndarray and self.plain(<cnp.ndarray>x, self._core.input_size):
+        if type(x) is cnp.ndarray and self._core.plain(<cnp.ndarray>x, self.batch_size, self._core.input_size):
             source = <cnp.ndarray>x
         else:
             source = self._converted(x)
-            if not self.plain(source, self._core.input_size):
+            if not self._core.plain(source, self.batch_size, self._core.input_size):
                 raise TypeError("x: not converted")
-        if out is None:
-            dims[0] = self.batch_size
-            dims[1] = self._core.output_size
-            target = <cnp.ndarray>cnp.PyArray_EMPTY(2, dims, self._core.type_num, 0)
-        else:
-            if not isinstance(out, cnp.ndarray):
-                raise TypeError(f"out: {type(out).__name__}, wanted a numpy array")
-            target = <cnp.ndarray>out
-            if not self.plain(target, self._core.output_size) or not cnp.PyArray_ISWRITEABLE(target):
-                raise ValueError(
-                    f"out: {target.dtype} {(<object>target).shape}, wanted a writable C-contiguous {self._core.dtype} "
-                    f"array {(self.batch_size, self._core.output_size)}")
-            from_ = <const char *>cnp.PyArray_DATA(source)
-            to = <char *>cnp.PyArray_DATA(target)
-            if from_ < to + cnp.PyArray_NBYTES(target) and to < from_ + cnp.PyArray_NBYTES(source):
-                raise ValueError("out: overlaps x")
+        target = self._core.target(out, self.batch_size, source)
         if self.release_gil:
             with nogil:
                 status = fl_stream_step(self.stream, cnp.PyArray_DATA(source), cnp.PyArray_DATA(target))
@@ -534,6 +537,202 @@ def to_int8(cnp.ndarray weight not None):
     check(fl_to_int8(<const float *>cnp.PyArray_DATA(source), rows, columns, <int8_t *>cnp.PyArray_DATA(out),
                      <float *>cnp.PyArray_DATA(scale)))
     return out, scale
+
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
+
+cdef extern from "fastlstm.h" nogil:
+    ctypedef struct fl_pool:
+        pass
+    fl_status fl_pool_create(const fl_layer *, int64_t, fl_pool **)
+    void fl_pool_free(fl_pool *)
+    fl_status fl_pool_open(fl_pool *, const void *, const void *, int64_t *)
+    fl_status fl_pool_reserve(fl_pool *, int64_t)
+    fl_status fl_pool_close(fl_pool *, int64_t)
+    fl_status fl_pool_check(fl_pool *, int64_t, const int64_t *)
+    int64_t fl_pool_count(const fl_pool *)
+    int64_t fl_pool_capacity(const fl_pool *)
+    fl_status fl_pool_step(fl_pool *, int64_t, const int64_t *, const void *, void *)
+    fl_status fl_pool_get_state(fl_pool *, int64_t, const int64_t *, void *, void *)
+    fl_status fl_pool_set_state(fl_pool *, int64_t, const int64_t *, const void *, const void *)
+    fl_status fl_pool_reset(fl_pool *, int64_t)
+
+
+cdef class PoolCore:
+    """The states of many sequences, of which any take a step together; `pool.StreamPool` holds one for each recurrent
+    layer. One call at a time: a second one raises RuntimeError."""
+
+    cdef fl_pool *pool
+    cdef readonly Core _core
+
+    def __cinit__(self, Core core not None, int64_t capacity):
+        self._core = core
+        check(fl_pool_create(core.layer, capacity, &self.pool))
+
+    def __dealloc__(self):
+        fl_pool_free(self.pool)
+
+    @property
+    def count(self):
+        return fl_pool_count(self.pool)
+
+    @property
+    def capacity(self):
+        return fl_pool_capacity(self.pool)
+
+    def has(self, int64_t id):
+        cdef fl_status status = fl_pool_check(self.pool, 1, &id)
+        if status != FL_BAD_ARGUMENT:
+            check(status)
+        return status == FL_OK
+
+    def reserve(self, int64_t more):
+        """Room for so many more, whose `open` then cannot fail."""
+        check(fl_pool_reserve(self.pool, more))
+
+    cdef int check_state(self, h, c, int64_t n) except -1:
+        """`_check` has seen to it; but the core would read whatever it is given."""
+        if not ((h is None or self._core.fits(h, self._core.num_layers, n, self._core.output_size))
+                and (c is None or self._core.fits(c, self._core.num_layers, n, self._core.hidden_size))):
+            raise ValueError("state: not C-contiguous arrays of the pool's dtype and shape")
+        return 0
+
+    def _ids(self, ids):
+        """ids [n] as int64; `pool` puts its checks here."""
+        raise TypeError("ids: wanted a C-contiguous int64 array")
+
+    def _converted(self, x, int64_t n):
+        """x as [n, I] that the core can take, likewise."""
+        raise TypeError(f"x: wanted a C-contiguous {self._core.dtype} array")
+
+    cdef bint are_ids(self, ids) noexcept:
+        if type(ids) is not cnp.ndarray:
+            return False
+        array = <cnp.ndarray>ids
+        return (cnp.PyArray_TYPE(array) == cnp.NPY_INT64 and cnp.PyArray_NDIM(array) == 1
+                and cnp.PyArray_ISCARRAY_RO(array))
+
+    def checked(self, ids):
+        """ids [n] as an int64 array of our own; ValueError if one is not open or there twice."""
+        cdef cnp.ndarray numbers = self.ids_of(ids).copy()
+        check(fl_pool_check(self.pool, cnp.PyArray_DIM(numbers, 0), <const int64_t *>cnp.PyArray_DATA(numbers)))
+        return numbers
+
+    cdef cnp.ndarray ids_of(self, ids):
+        """ids [n] as int64. A list of ints goes ten times faster than through NumPy."""
+        cdef cnp.npy_intp n
+        cdef cnp.ndarray array
+        cdef int64_t *to
+        cdef int64_t *end
+        cdef int overflow = 0
+        if self.are_ids(ids):
+            return ids
+        if type(ids) is list:
+            n = len(<list>ids)
+            array = <cnp.ndarray>cnp.PyArray_EMPTY(1, &n, cnp.NPY_INT64, 0)
+            to = <int64_t *>cnp.PyArray_DATA(array)
+            end = to + n
+            for id in <list>ids:
+                if to == end or type(id) is not int:
+                    break
+                to[0] = PyLong_AsLongLongAndOverflow(id, &overflow)
+                if overflow:
+                    break
+                to += 1
+            else:
+                if to == end:
+                    return array
+        ids = self._ids(ids)
+        if not self.are_ids(ids):
+            raise TypeError("ids: not converted")
+        return ids
+
+    def step(self, ids, x, out=None):
+        """One step of the sessions ids [n]: x [n, I] to the output [n, P], into `out` where given; nothing is allocated
+        then if ids are an int64 array. Raises as `StreamCore.step`, and ValueError for an id that is not open or there
+        twice."""
+        cdef cnp.ndarray numbers = self.ids_of(ids)
+        cdef int64_t n = cnp.PyArray_DIM(numbers, 0)
+        cdef cnp.ndarray source, target
+        cdef fl_status status
+        if type(x) is cnp.ndarray and self._core.plain(<cnp.ndarray>x, n, self._core.input_size):
+            source = <cnp.ndarray>x
+        else:
+            source = self._converted(x, n)
+            if not self._core.plain(source, n, self._core.input_size):
+                raise TypeError("x: not converted")
+        target = self._core.target(out, n, source)
+        if fl_estimate_us(self._core.layer, 1, n) > GIL_US:
+            with nogil:
+                status = fl_pool_step(self.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers),
+                                      cnp.PyArray_DATA(source), cnp.PyArray_DATA(target))
+        else:
+            status = fl_pool_step(self.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers),
+                                  cnp.PyArray_DATA(source), cnp.PyArray_DATA(target))
+        if status != FL_OK:
+            check(status)
+        return target if out is None else out
+
+    def get_state(self, ids):
+        """Copies of the states of sessions ids [n]: (h [L, n, P],) or (h, c [L, n, H])."""
+        cdef cnp.ndarray numbers = self.ids_of(ids)
+        cdef int64_t n = cnp.PyArray_DIM(numbers, 0)
+        shape = (self._core.num_layers, n)
+        h = np.empty((*shape, self._core.output_size), self._core.dtype)
+        c = np.empty((*shape, self._core.hidden_size), self._core.dtype) if self._core.has_c else None
+        check(fl_pool_get_state(self.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers), <void *>data_of(h),
+                                <void *>data_of(c)))
+        return (h,) if c is None else (h, c)
+
+
+# What changes the sessions of several cores, of one model's layers, changes all or none: between the calls below nothing
+# is allocated and no line of Python runs, so neither a signal's handler nor a finalizer comes between them. The same is
+# done to all in the same order, so each session has the same id in each.
+
+def open_in_all(list cores, list states):
+    """A session from (h [L, 1, P], c [L, 1, H]), each None for zeros, of each core; its id."""
+    cdef PoolCore core
+    cdef int64_t id = -1
+    cdef Py_ssize_t i
+    for i in range(len(cores)):
+        core = <PoolCore?>cores[i]
+        h, c = <tuple?>states[i]
+        core.check_state(h, c, 1)
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        check(fl_pool_reserve(core.pool, 1))
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        h, c = <tuple>states[i]
+        check(fl_pool_open(core.pool, data_of(h), data_of(c), &id))
+    return id
+
+
+def close_in_all(list cores, int64_t id):
+    for core in cores:
+        check(fl_pool_close((<PoolCore?>core).pool, id))
+
+
+def reset_in_all(list cores, int64_t id):
+    for core in cores:
+        check(fl_pool_reset((<PoolCore?>core).pool, id))
+
+
+def set_state_in_all(list cores, ids, list states):
+    """The states of sessions ids [n], as in `open_in_all` but for n of them."""
+    cdef PoolCore core = <PoolCore?>cores[0]
+    cdef cnp.ndarray numbers = core.ids_of(ids)
+    cdef int64_t n = cnp.PyArray_DIM(numbers, 0)
+    cdef Py_ssize_t i
+    for i in range(len(cores)):
+        core = <PoolCore?>cores[i]
+        h, c = <tuple?>states[i]
+        core.check_state(h, c, n)
+    for i in range(len(cores)):
+        core = <PoolCore>cores[i]
+        h, c = <tuple>states[i]
+        check(fl_pool_set_state(core.pool, n, <const int64_t *>cnp.PyArray_DATA(numbers), data_of(h), data_of(c)))
 
 
 def set_num_threads(int64_t n):

@@ -192,11 +192,7 @@ class _Layer:
 
         Raises ValueError if the layer is reverse or bidirectional: those need a sequence's end first.
         """
-        for name in ("reverse", "bidirectional"):
-            if getattr(self._options, name):
-                raise ValueError(
-                    f"stream: a layer with {name}=True cannot stream, it needs each sequence's end first"
-                )
+        _check.streams("stream", self._options)
         batch = _check.integer("batch_size", batch_size, 1, 2**31 - 1)
         h, *c = [None] * len(self._sizes) if state is None else self._states(state, batch, True)
         return Stream(self._core, batch, h, c[0] if c else None)

@@ -12,7 +12,7 @@ import math
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, Self, TypeAlias
 
 import numpy as np
@@ -711,6 +711,45 @@ class _Alone:
         self._lock.release()
 
 
+def _step_parts(
+    parts: Iterable[Part], options: _check.SequentialOptions, recurrent: Iterable[Any], rows: int
+) -> list[tuple[Any, Any, Array]]:
+    """What a step runs, module by module, without Dropout: the module, what holds the states of a recurrent
+    one (else None), and an array [rows, n] that all but the last write to."""
+    rest, dtype = iter(recurrent), np.dtype(options.dtype)
+    return [
+        (part, next(rest) if isinstance(part, _Layer) else None, np.empty((rows, _check.width(o)), dtype))
+        for part, o in zip(parts, options.modules, strict=True)
+        if not isinstance(part, Dropout)
+    ]
+
+
+def _step_arrays(options: _check.SequentialOptions, rows: int, x: Any, out: Any) -> tuple[Any, Array]:
+    """x of a step, checked, and the array for its output: `out`, checked, where given."""
+    dtype, shape = np.dtype(options.dtype), (rows, options.widths[1])
+    if options.embeds:
+        x = _check.tokens("x", x, _check.token_count(options), (rows,))
+    else:
+        x = _check.shaped("x", x, (rows, options.widths[0]), dtype)
+    return x, np.empty(shape, dtype) if out is None else _check.target("out", out, shape, dtype, x)
+
+
+def _step_through(
+    parts: list[tuple[Any, Any, Array]], y: Any, result: Array, step: Callable[[Any, Any, Array], Any]
+) -> Array:
+    """One step of rows y through `parts`, the recurrent ones by step(holder, y, into), to `result`."""
+    for k, (part, holder, own) in enumerate(parts, 1):
+        into = result if k == len(parts) else own[: len(result)]
+        if holder is not None:
+            step(holder, y, into)
+        elif isinstance(part, Linear):
+            part._core.forward(y, into)
+        else:  # checked before; any other mode makes a copy
+            part._parameters["weight"].take(y, axis=0, out=into, mode="clip")
+        y = into
+    return result
+
+
 class SequentialStream:
     """Sequences fed to a Sequential step by step; made by `model.stream(batch_size, state)`.
 
@@ -736,18 +775,7 @@ class SequentialStream:
     def _take(self, streams: list[Stream]) -> None:
         """Make these streams of the recurrent layers this one's."""
         self._streams, self._alone = streams, _Alone()
-        options = self._sequential._options
-        rest = iter(streams)
-        steps = [
-            (part, next(rest) if isinstance(part, _Layer) else None, o)
-            for part, o in zip(self._sequential, options.modules, strict=True)
-            if not isinstance(part, Dropout)
-        ]
-        dtype = self._sequential.dtype
-        # Each but the last writes to an array of its own.
-        self._parts = [
-            (part, stream, np.empty((self._batch_size, _check.width(o)), dtype)) for part, stream, o in steps
-        ]
+        self._parts = _step_parts(self._sequential, self._sequential._options, streams, self._batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -762,25 +790,9 @@ class SequentialStream:
         writable C-contiguous array of the model's dtype or overlaps `x`; RuntimeError if another thread is
         using this stream.
         """
-        options, dtype = self._sequential._options, self._sequential.dtype
         with self._alone:
-            y: Any
-            if options.embeds:
-                y = _check.tokens("x", x, _check.token_count(options), (self._batch_size,))
-            else:
-                y = _check.shaped("x", x, (self._batch_size, options.widths[0]), dtype)
-            shape = (self._batch_size, options.widths[1])
-            result = np.empty(shape, dtype) if out is None else _check.target("out", out, shape, dtype, y)
-            for k, (part, stream, own) in enumerate(self._parts, 1):
-                into = result if k == len(self._parts) else own
-                if stream is not None:
-                    stream.step(y, into)
-                elif isinstance(part, Linear):
-                    part._core.forward(y, into)
-                else:  # checked above; any other mode makes a copy
-                    part._parameters["weight"].take(y, axis=0, out=into, mode="clip")
-                y = into
-            return result
+            y, result = _step_arrays(self._sequential._options, self._batch_size, x, out)
+            return _step_through(self._parts, y, result, lambda stream, y, into: stream.step(y, into))
 
     @property
     def state(self) -> tuple[Any, ...]:

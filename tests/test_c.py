@@ -17,8 +17,8 @@ COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)] or [
 ]
 # gcc builds all of them; another compiler only what shows whether its kernels are right.
 PROGRAMS = {
-    "api": [], "backward": [], "gradients": [], "kernels": [], "linear": [], "oracle": [], "threads": ["20"],
-    "training": [], "ulp": ["20011"],
+    "api": [], "backward": [], "gradients": [], "kernels": [], "linear": [], "oracle": [], "pool": [],
+    "threads": ["20"], "training": [], "ulp": ["20011"],
 }  # fmt: skip
 
 pytestmark = [

@@ -294,9 +294,14 @@ def copy_of_the_core(folder):
     dispatch = root / "dispatch.c"
     text = dispatch.read_text()
     begin, end = text.index("static const isa isas[] = {"), text.index("enum { ISAS")
-    dispatch.write_text(
+    text = (
         text[:begin] + "static const isa isas[] = {\n"
         '    {"portable", {&fl_kernels_f32_portable, &fl_kernels_f64_portable}, always}};\n' + text[end:]
+    )
+    begin, end = text.index("static const integer_isa integer_isas"), text.index("enum { INTEGER_ISAS")
+    dispatch.write_text(
+        text[:begin] + "static const integer_isa integer_isas[] = {\n"
+        '    {"portable", "portable", &fl_integers_portable, always}};\n' + text[end:]
     )
     return root
 

@@ -24,6 +24,7 @@ PACKAGE = {
     "Sequential",
     "SequentialStream",
     "Stream",
+    "StreamPool",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "constant_schedule",
@@ -43,6 +44,7 @@ PACKAGE = {
 LAYER = {
     "batch_first", "bias", "bidirectional", "clip", "dropout", "dtype", "hidden_size", "input_size",
     "num_layers", "record", "reverse", "activations", "load_state_dict", "save", "state_dict", "stream",
+    "activation_bits", "quantize", "weight_dtype",
 }  # fmt: skip
 OWN = {
     "LSTM": {"coupled_gates", "forget_gate", "peepholes", "proj_size"},
@@ -55,18 +57,21 @@ MODULES = {
     "Embedding": {"dtype", "embedding_dim", "num_embeddings", "padding_idx"},
     "Linear": {"bias", "dtype", "in_features", "out_features"},
     "Dropout": {"p"},
-    "Sequential": {"dtype", "generate", "stream"},
+    "Sequential": {"dtype", "generate", "quantize", "stream"},
 }
 C_FUNCTIONS = {
     "fl_backward", "fl_config_init", "fl_cpu_features", "fl_create", "fl_estimate_us", "fl_forward",
-    "fl_free", "fl_get_num_threads", "fl_isa", "fl_isa_at", "fl_last_error", "fl_linear_backward_input",
+    "fl_free", "fl_get_num_threads", "fl_integer_isa", "fl_integer_isa_at", "fl_isa",
+    "fl_isa_at", "fl_to_bfloat16", "fl_to_int8", "fl_last_error", "fl_linear_backward_input",
     "fl_linear_backward_weights", "fl_linear_create", "fl_linear_estimate_us", "fl_linear_forward",
-    "fl_linear_free", "fl_record", "fl_set_num_threads", "fl_set_spin_us", "fl_set_weights",
-    "fl_stream_copy", "fl_stream_create", "fl_stream_free", "fl_stream_get_state", "fl_stream_reset",
-    "fl_stream_set_state", "fl_stream_step", "fl_tape_bytes", "fl_tape_free", "fl_version",
+    "fl_linear_free", "fl_pool_capacity", "fl_pool_check", "fl_pool_close", "fl_pool_count", "fl_pool_create",
+    "fl_pool_free", "fl_pool_get_state", "fl_pool_open", "fl_pool_reserve", "fl_pool_reset",
+    "fl_pool_set_state", "fl_pool_step", "fl_record", "fl_set_num_threads", "fl_set_spin_us",
+    "fl_set_weights", "fl_stream_copy", "fl_stream_create", "fl_stream_free", "fl_stream_get_state",
+    "fl_stream_reset", "fl_stream_set_state", "fl_stream_step", "fl_tape_bytes", "fl_tape_free", "fl_version",
 }  # fmt: skip
 # For tests and benchmarks; not in fastlstm.h.
-C_PRIVATE = {"fl_force_split", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named", "fl_last_split"}
+C_PRIVATE = {"fl_force_split", "fl_integers_named", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named", "fl_last_split"}
 HEADERS = Path(__file__).resolve().parents[1] / "csrc"
 CORE = {"core", "get_state", "set_state"}  # of StreamCore, for Stream's own use
 
@@ -100,6 +105,8 @@ def test_modules():
 def test_stream():
     assert public(fastlstm.Stream) - CORE == {"batch_size", "copy", "reset", "state", "step"}
     assert public(fastlstm.SequentialStream) == {"batch_size", "copy", "reset", "state", "step"}
+    pool = {"capacity", "close", "open", "reset", "restore", "run", "state", "step"}
+    assert public(fastlstm.StreamPool) == pool
     assert "step" not in vars(fastlstm.Stream)  # the core's own method: no Python on the step path
 
 

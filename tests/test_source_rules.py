@@ -61,12 +61,14 @@ def test_kernels_allocate_nothing_and_know_neither_threads_nor_the_system():
 
 def test_only_dispatch_knows_cpus():
     files = core_files()
-    assert users_of(r"__builtin_cpu_|cpuid|getauxval|FASTLSTM_ISA", files) == {"dispatch.c"}
+    assert users_of(r"__builtin_cpu_|cpuid|fl_os_hardware|FASTLSTM_ISA", files) == {"dispatch.c", "os.c", "os.h"}
+    assert not users_of(r"__builtin_cpu_|cpuid|FASTLSTM_ISA", [CORE / "os.c", CORE / "os.h"])
     outside = [path for path in files if path.parent == CORE]
     assert users_of(r"\bfl_kernels_f(32|64)_\w+", outside) == {"dispatch.c"}
     # And only the instruction sets' own files use their intrinsics.
     assert users_of(r"\b_mm\d*_\w+|\bv\w+q_[fsu](32|64)\b", files) <= {
         "simd_avx2.h", "simd_avx512.h", "simd_neon.h", "dispatch.c", "threads.c",
+        "simd_integer_avx2.h", "simd_integer_avx512.h", "simd_integer_neon.h",
     }  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def test_only_os_talks_to_the_system():
 def test_calls_go_downward():
     """What each file of the core may use of the others: only what is below it."""
     below = {
-        "scan.c": ["fl_forward", "fl_stream_", "fl_create", "fl_set_weights", "fl_pack_create"],
+        "scan.c": ["fl_forward", "fl_stream_", "fl_pool_", "fl_create", "fl_set_weights", "fl_pack_create"],
         "threads.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_pack", "fl_layer", "fl_kernels"],
         "pack.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_parallel", "fl_team"],
         "cells.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_parallel", "fl_team", "fl_layer"],
@@ -104,8 +106,9 @@ def test_calls_go_downward():
             "fl_pack",
             "fl_fail",
         ],
-        "stream.c": ["fl_forward"],
-        "forward.c": ["fl_stream_"],
+        "stream.c": ["fl_forward", "fl_pool_"],
+        "pool.c": ["fl_forward", "fl_stream_"],
+        "forward.c": ["fl_stream_", "fl_pool_"],
         "linear.c": ["fl_forward", "fl_stream_", "fl_scan_", "fl_layer"],
     }
     for name, above in below.items():
@@ -157,7 +160,10 @@ def test_kernel_headers_name_their_tests():
 
 def test_python_validates_in_one_place():
     """Elsewhere: what a method does not do at all, whatever it is given."""
-    known = ("stream", "mode must be", "a Stream cannot", "a Tape cannot", "record: a layer", "quantize: no")
+    known = (
+        "stream", "mode must be", "a Stream cannot", "a StreamPool cannot", "a Tape cannot", "record: a layer",
+        "quantize: no",
+    )  # fmt: skip
     others = ("_check.py", "_files.py", "reference.py", "cli.py", "_demo.py", "_train.py", "__main__.py")
     for path in PACKAGE.glob("*.py"):
         if path.name in others:
@@ -225,4 +231,4 @@ def test_every_symbol_has_the_prefix(tmp_path):
         ]
         assert not strays, f"{source.name}: {strays}"
     for path in (CORE / "kernels").glob("isa_*.c"):  # too long to compile here: their names are in the text
-        assert "fl_kernels_f32" in path.read_text()
+        assert re.search(r"#define fl_(kernels_f32|integers) fl_", path.read_text())

@@ -2,54 +2,12 @@
  * argument refused with its status and a message that names it; nothing allocated or freed by a step; user buffers
  * between guard pages. */
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#include "allocations.h"
 #include "check.h"
 #include "fastlstm.h"
 
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-/* --- a malloc that counts --- */
-
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define COUNTS_ALLOCATIONS
-extern void *__libc_malloc(size_t size);
-extern void *__libc_calloc(size_t count, size_t size);
-extern void *__libc_realloc(void *memory, size_t size);
-extern void *__libc_memalign(size_t alignment, size_t size);
-extern void __libc_free(void *memory);
-
-static atomic_long allocations;
-
-void *malloc(size_t size) {
-    atomic_fetch_add(&allocations, 1);
-    return __libc_malloc(size);
-}
-void *calloc(size_t count, size_t size) {
-    atomic_fetch_add(&allocations, 1);
-    return __libc_calloc(count, size);
-}
-void *realloc(void *memory, size_t size) {
-    atomic_fetch_add(&allocations, 1);
-    return __libc_realloc(memory, size);
-}
-int posix_memalign(void **memory, size_t alignment, size_t size) {
-    atomic_fetch_add(&allocations, 1);
-    *memory = __libc_memalign(alignment, size);
-    return *memory ? 0 : 12;
-}
-void *aligned_alloc(size_t alignment, size_t size) {
-    atomic_fetch_add(&allocations, 1);
-    return __libc_memalign(alignment, size);
-}
-void free(void *memory) {
-    atomic_fetch_add(&allocations, memory != NULL);
-    __libc_free(memory);
-}
-static long allocations_so_far(void) { return atomic_load(&allocations); }
-#else
-static long allocations_so_far(void) { return 0; }
-#endif
 
 static void *copy_of(const void *from, int64_t bytes) {
     void *memory = malloc((size_t)(bytes ? bytes : 1));
