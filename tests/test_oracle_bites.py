@@ -145,8 +145,8 @@ BUGS = {
     ),
     "projection of another step": (
         "scan.c",
-        "p.part[0].a = s->between_rows;",
-        "p.part[0].a = s->h_rows[s->parity];",
+        "p.part[0].a = factor_rows(s, s->between_rows,",
+        "p.part[0].a = factor_rows(s, (const void *const *)s->h_rows[s->parity],",
     ),
     "stream gets the first row's input": (
         "stream.c",

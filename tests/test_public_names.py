@@ -71,7 +71,10 @@ C_FUNCTIONS = {
     "fl_stream_reset", "fl_stream_set_state", "fl_stream_step", "fl_tape_bytes", "fl_tape_free", "fl_version",
 }  # fmt: skip
 # For tests and benchmarks; not in fastlstm.h.
-C_PRIVATE = {"fl_force_split", "fl_integers_named", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named", "fl_last_split"}
+C_PRIVATE = {
+    "fl_force_split", "fl_integers_named", "fl_kernel_at", "fl_kernel_bound", "fl_kernels_named",
+    "fl_last_split",
+}  # fmt: skip
 HEADERS = Path(__file__).resolve().parents[1] / "csrc"
 CORE = {"core", "get_state", "set_state"}  # of StreamCore, for Stream's own use
 
