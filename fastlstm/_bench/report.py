@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import peers
-from .grid import Row
+from .grid import PRECISIONS, Row
+from .merge import NOT_INSTALLED
 
 Result = Mapping[str, Any]
 
@@ -89,12 +90,17 @@ def line(row: Result) -> str:
     """A row as it is printed while the program runs: what it says, and below it the other engines' times."""
     if "error" in row:
         return f"{row['name']:24} ERROR {row['error']}"
+    if "engines" not in row:
+        reasons = (f"{name}: {reason}" for name, reason in row.get("cannot", {}).items())
+        return f"{row['name']:24} not measured; {'; '.join(reasons)}"
     ratio = f"; {row['speedup']:.2f}× as fast as {row['best_peer']}" if "speedup" in row else ""
-    rate = f"{row['gflops']:.1f} GFLOP/s, {row['peak_percent']:.0f} % of peak"
+    rate = f", {row['gflops']:.1f} GFLOP/s, {row['peak_percent']:.0f} % of peak" if "gflops" in row else ""
     others = {name: e["median_us"] for name, e in row["engines"].items() if name != "fastlstm"}
     times = "  ".join(f"{name} {_time(us)}" for name, us in others.items())
-    first = f"{row['name']:24} {_time(row['us']):>6} µs, {rate}{ratio}"
-    return "\n    ".join(filter(None, (first, times + _left_out(row))))
+    refused = {name: why for name, why in row.get("cannot", {}).items() if why != NOT_INSTALLED}
+    cannot = "".join(f"  {name}: {why};" for name, why in refused.items())
+    first = f"{row['name']:24} {_time(row['us']):>6} µs{rate}{ratio}"
+    return "\n    ".join(filter(None, (first, times + cannot + _left_out(row))))
 
 
 def _left_out(row: Result) -> str:
