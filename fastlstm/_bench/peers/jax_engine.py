@@ -99,7 +99,7 @@ class JAX(Peer):
                 work, given, read = self._training(p, forward), (weights, x, states), _read_trained
             else:
                 work, given, read = partial(forward, weights), (x, states), _read
-            compiled = jax.jit(work)
+            compiled = jax.jit(work).lower(*given).compile()  # now, and in no call that is timed
 
             def run(compiled: Any = compiled, given: Any = given) -> Any:
                 return jax.block_until_ready(compiled(*given))

@@ -16,6 +16,7 @@ from .base import Call, Cannot, Peer
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
 ORDER = {"lstm": [0, 1, 2, 3], "gru": [1, 0, 2], "rnn": [0]}  # rzn to Keras's zrh, and back; ifgo is its own
 UNROLLED = 100  # steps at most: the graph grows with them
+LOOPED = 5000  # likewise of LiteRT's loop, which copies all outputs so far at each: 48,000 took 17 seconds
 
 
 def _tensorflow(threads: int) -> Any:
@@ -92,6 +93,7 @@ class Keras(Peer):
 
                 function = tf.function(body or forward, jit_compile=jit, autograph=False)
                 run = partial(function.get_concrete_function(*inputs), *inputs)
+                run()  # XLA compiles now, and no call that is timed
                 calls.append(Call(run, read, f"{name}, XLA" if jit else name))
         return calls
 
@@ -163,6 +165,8 @@ class LiteRT(Peer):
             raise Cannot(f"no {p.row.dtype}")
         if p.lengths is not None:
             raise Cannot("no lengths")
+        if p.row.steps > LOOPED:
+            raise Cannot("too slow to wait for")
         return [self._call(p, unroll, name) for unroll, name in _variants(p)]
 
     def _call(self, p: Problem, unroll: bool, name: str) -> Call:
