@@ -1,9 +1,9 @@
 """`make instructions`: whether a few kernels take more instructions than they did, so that a slow-down shows
 without timing.
 
-Callgrind counts the instructions of bench/instructions.c's cases on the AVX2 path (Valgrind knows no AVX-512), each in
-two lengths, whose difference is that of the work alone. They depend on nothing but the code and the compiler, so
-bench/instructions.json has a table for each compiler. `--update` writes this compiler's.
+Callgrind counts the instructions of bench/instructions.c's cases on the AVX2 path (Valgrind knows no
+AVX-512), each in two lengths, whose difference is that of the work alone. They depend on nothing but the code
+and the compiler, so bench/instructions.json has a table for each compiler. `--update` writes this compiler's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def count(program: Path, case: str) -> int:
     """Instructions of one run of a case."""
     totals = []
     for runs in RUNS:
-        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(program), case, str(runs)]
+        options = ["--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        command = ["valgrind", *options, str(program.resolve()), case, str(runs)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=os.environ | {"FASTLSTM_ISA": "avx2"}, check=False
         )
@@ -41,7 +42,7 @@ def count(program: Path, case: str) -> int:
 
 
 def compared(counts: Mapping[str, int], table: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """A line for each case, and what is wrong: cases that take more, and those that only one of the two has."""
+    """A line for each case; and what is wrong: cases that take more, and those that one side lacks."""
     lines, wrong = [], []
     for case, now in counts.items():
         if case not in table:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not shutil.which("valgrind"):
         print(MISSING, file=sys.stderr)
         return 2
-    listed = subprocess.run([args.program], capture_output=True, text=True, check=True)
+    listed = subprocess.run([args.program.resolve()], capture_output=True, text=True, check=True)
     compiler, *cases = listed.stdout.splitlines()
     counts = {case: count(args.program, case) for case in cases}
     tables: dict[str, dict[str, int]] = json.loads(TABLE.read_text()) if TABLE.exists() else {}

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--c-bench", metavar="CMD", help="`CMD I H T` prints the ns a step of the C API")
     targets = "say which speed floors hold in this run, or in that file; exit status 1 if one does not"
     model = p.add_argument_group("a model of yours")
-    model.add_argument("--model", metavar="FILE", help="measure this instead, a file that fastlstm.load reads")
+    model.add_argument("--model", metavar="FILE", help="measure it instead, a file that fastlstm.load reads")
     option = "an option that fastlstm.load needs for it, as in nonlinearity=tanh; repeatable"
     model.add_argument("--load", action="append", type=_load_option, metavar="KEY=VALUE", help=option)
     model.add_argument("--steps", type=_count, metavar="T", help="of a sequence and of a batch (100)")
@@ -160,7 +160,8 @@ def _spawn_each(args: argparse.Namespace, argv: list[str], env: dict[str, str]) 
     """Measure in this environment, then in each other the peers that no one before it had, and merge."""
     from . import merge, report
 
-    failed, parts = 0, []
+    failed = 0
+    parts: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for python in [sys.executable, *args.also]:
             had = [name for part in parts for name in part["settings"]["peers"]]
@@ -212,8 +213,9 @@ def _measure(args: argparse.Namespace) -> int:
     if args.model:
         from . import model
 
-        others = [name for name in asked if name not in missing]
-        return model.run(args.model, dict(args.load or ()), args.steps, args.batch, others, settings, args.out)
+        here = [name for name in asked if name not in missing]
+        options = dict(args.load or ())
+        return model.run(args.model, options, args.steps, args.batch, here, settings, args.out)
     rows = grid.rows()
     if args.rows:
         rows = [row for row in rows if any(pattern.search(row.name) for pattern in args.rows)]

@@ -34,7 +34,8 @@ x = numpy.load("x.npy")
 {engine}
 print(json.dumps(numpy.asarray(y, float).ravel().tolist()), flush=True)
 status = open("/proc/self/status").read()
-print(json.dumps({{line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line[:2] == "Vm"}}))
+sizes = (line.split() for line in status.splitlines() if line.startswith("Vm"))
+print(json.dumps({{size[0].rstrip(":"): int(size[1]) for size in sizes}}))
 """
 
 
@@ -60,7 +61,9 @@ def start(program: str, folder: Path) -> tuple[float, list[float], dict[str, int
     return seconds, json.loads(first), json.loads(rest)
 
 
-def measure(p: Problem, fast: Any, peers: Sequence[Any], s: Settings, companion: bool = False) -> dict[str, Any]:
+def measure(
+    p: Problem, fast: Any, peers: Sequence[Any], s: Settings, companion: bool = False
+) -> dict[str, Any]:
     """The row of the result. `resident_bytes` is the most that was resident, `installed_bytes` the size on
     disk of the engine's packages and of those that they need."""
     out, programs, cannot, wrong = described(p.row), {}, {}, {}
@@ -75,8 +78,8 @@ def measure(p: Problem, fast: Any, peers: Sequence[Any], s: Settings, companion:
             except Cannot as reason:
                 cannot[e.name] = str(reason)
                 programs.pop(e, None)
-            except Exception as error:
-                wrong[e.name] = f"{type(error).__name__}: {error}"
+            except Exception as failure:
+                wrong[e.name] = f"{type(failure).__name__}: {failure}"
                 programs.pop(e, None)
         if companion and len(programs) < 2:
             programs = {}
@@ -92,7 +95,7 @@ def measure(p: Problem, fast: Any, peers: Sequence[Any], s: Settings, companion:
                     del programs[e]
                     continue
                 times[e.name].append(seconds)
-                found[e.name] = {"max_error": error, "resident_bytes": 1024 * memory["VmHWM"], "variant": "process"}
+                found[e.name] = {"max_error": error, "resident_bytes": 1024 * memory["VmHWM"]}
     for e in programs:
         low, median, high = np.quantile(times[e.name], (0.1, 0.5, 0.9)) * 1e6
         found[e.name] |= {"median_us": float(median), "p10_us": float(low), "p90_us": float(high)}

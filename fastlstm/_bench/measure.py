@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .grid import PRECISIONS, Array, Problem, Row, problem
+from .grid import PRECISIONS, Array, Problem, Row
 from .peers import Call, Cannot, Column
 
 TOLERANCE = 2e-5  # largest |value - float64 reference| / max(1, |reference|) of an output or final state
@@ -82,7 +82,7 @@ class Engine:
 
 
 def tolerance(row: Row) -> float:
-    if row.kind == "precision":
+    if row.kind in ("precision", "model"):  # a model's errors are shown too, and it may be quantized
         return PRECISION_TOLERANCE
     if row.dtype == "float64":
         return FLOAT64_TOLERANCE
@@ -284,6 +284,47 @@ def described(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Gathered(NamedTuple):
+    """The engines of a row, checked and ready to be timed; why others are not among them."""
+
+    engines: list[Engine]
+    cannot: dict[str, str]
+    wrong: dict[str, str]
+
+    def has(self, name: str) -> bool:
+        return any(e.name == name for e in self.engines)
+
+    def reasons(self) -> dict[str, dict[str, str]]:
+        found = {"cannot": self.cannot, "left_out": self.wrong}
+        return {key: reasons for key, reasons in found.items() if reasons}
+
+
+def gather(p: Problem, fast: Any, peers: Sequence[Any], s: Settings, only_base: bool = False) -> Gathered:
+    """Ours, of which `only_base` leaves one column, then the peers; without our first there is no row."""
+    found = Gathered([], {}, {})
+    mine = fast.columns(p)
+    columns: list[Column] = [*mine[: 1 if only_base else None], *(c for e in peers for c in e.columns(p))]
+    for column in columns:
+        try:
+            found.engines.append(choose(column.name, column.problem, column.calls(), s))
+        except Cannot as reason:
+            found.cannot[column.name] = str(reason)
+        except Exception as error:  # a peer that can't run must be seen, not be missing from "best peer"
+            found.wrong[column.name] = f"{type(error).__name__}: {error}"
+        if column is columns[0] and not found.engines:
+            break  # without ours, the others' times say nothing
+    return found
+
+
+def summaries(engines: Sequence[Engine]) -> dict[str, dict[str, Any]]:
+    """Of each column what was timed, and its ratio to the first, ours."""
+    found = {e.name: e.summary() for e in engines}
+    us = found[engines[0].name]["median_us"]
+    for summary in found.values():
+        summary["ratio"] = summary["median_us"] / us
+    return found
+
+
 def measure(
     p: Problem, fast: Any, peers: Sequence[Any], core: Any, roof: Mapping[str, Any], s: Settings,
     companion: bool = False,
@@ -293,36 +334,16 @@ def measure(
     A companion only adds peers to a row that another process measures: of ours it times what the others are
     held against, and nothing if no peer can do the row.
     """
-    row, out = p.row, described(p.row)
-    engines: list[Engine] = []
-    cannot, wrong = {}, {}
-    columns: list[tuple[Any, Column]] = []
-    for e in (fast, *peers):
-        mine = e.columns(p)
-        columns += [(e, column) for column in (mine[:1] if companion and e is fast else mine)]
-    for e, column in columns:
-        try:
-            engines.append(choose(column.name, column.problem, column.calls(), s))
-        except Cannot as reason:
-            cannot[column.name] = str(reason)
-        except Exception as error:  # a peer that can't run must be seen, not be missing from "best peer"
-            wrong[column.name] = f"{type(error).__name__}: {error}"
-        if e is fast and column.name == fast.name and not engines:
-            break  # without it, the others' times say nothing
-    if cannot:
-        out["cannot"] = cannot
-    if wrong:
-        out["left_out"] = wrong
-    if fast.name in wrong:
-        return {**out, "error": wrong[fast.name]}
-    if fast.name in cannot or (companion and len(engines) == 1):
+    row = p.row
+    gathered = gather(p, fast, peers, s, only_base=companion)
+    out = described(row) | gathered.reasons()
+    if fast.name in gathered.wrong:
+        return {**out, "error": gathered.wrong[fast.name]}
+    if not gathered.has(fast.name) or (companion and len(gathered.engines) == 1):
         return out
-    clock = take_turns(engines, lambda: clock_now(core, row.dtype), s)
-    found = {e.name: e.summary() for e in engines}
-    us = found[fast.name]["median_us"]
-    for summary in found.values():
-        summary["ratio"] = summary["median_us"] / us
-    ours = figures(row, us, clock, s.threads, roof["read_bytes_per_second"])
+    clock = take_turns(gathered.engines, lambda: clock_now(core, row.dtype), s)
+    found = summaries(gathered.engines)
+    ours = figures(row, found[fast.name]["median_us"], clock, s.threads, roof["read_bytes_per_second"])
     return out | {"engines": found} | ours | comparisons(found)
 
 

@@ -144,7 +144,7 @@ OUR_OWN = "fastlstm"
 def _cell(row: Result, engine: str) -> str:
     """An engine's time, in µs, audio's in ns a step, a cold start's in ms; or why there is none."""
     if engine in row.get("engines", ()):
-        scale = {"audio": 1000 / row["T"], "cold": 1e-3}.get(row["table"], 1)
+        scale = {"audio": 1000 / row["T"], "cold": 1e-3}.get(row.get("table", ""), 1)
         e = row["engines"][engine]
         # Measured in another environment: what it would be beside the time of ours that stands here.
         return _time((row["us"] * e["ratio"] if "fastlstm_us" in e else e["median_us"]) * scale)
@@ -154,8 +154,11 @@ def _cell(row: Result, engine: str) -> str:
 
 
 def _notes(row: Result) -> str:
-    notes = {"against_dense": "%.2f × dense", "against_48": "%.2f × H 48", "c_api_ns_per_step": "C: %.0f ns"}
-    notes["over_padded"] = "%.2f × as fast as torch padded"
+    notes = {
+        "against_dense": "%.2f × dense", "against_48": "%.2f × H 48", "c_api_ns_per_step": "C: %.0f ns",
+        "over_padded": "%.2f × as fast as torch padded", "over_streams": "%.2f × as fast as streams",
+        "of_batch_rate": "%.2f of the batch's rate",
+    }  # fmt: skip
     note = ", ".join(text % row[key] for key, text in notes.items() if key in row)
     return note + _left_out(row).replace("|", "/")
 
@@ -164,11 +167,13 @@ def _name(row: Result) -> str:
     return str(row["name"]).removeprefix(row["table"]).strip()
 
 
-def _engines(rows: Iterable[Result]) -> list[str]:
-    """The columns of a table: ours, then every peer that was measured in any of its rows, or failed."""
-    names = {OUR_OWN: None}
+def _engines(rows: Iterable[Result], refused: bool = False) -> list[str]:
+    """The columns of a table: ours, then every peer that was measured in any of its rows, or failed; with
+    `refused`, also those that cannot."""
+    names: dict[str, None] = {OUR_OWN: None}
     for row in rows:
         names |= dict.fromkeys((*row.get("engines", ()), *row.get("left_out", ())))
+        names |= dict.fromkeys(row.get("cannot", ()) if refused else ())
     order = [OUR_OWN, *peers.PEERS]
     return sorted(names, key=lambda name: order.index(name.split()[0]))  # stable
 
@@ -226,8 +231,8 @@ def _precision_table(rows: Sequence[Result]) -> list[list[str]]:
                 cell += f"{over}, {e['output_error']:.1e}"
             cells.append(cell)
         for p in found:
-            has = f"{p} over peers" in row
-            cells.append(f"**{row[f'{p} over peers']:.2f}**, {row[f'{p} error over peers']:.2f}" if has else "none")
+            lead, error = row.get(f"{p} over peers"), row.get(f"{p} error over peers")
+            cells.append("no peer" if lead is None else f"**{lead:.2f}**, {error:.2f}")
         lines.append([_name(row), *cells])
     return lines
 
@@ -238,8 +243,9 @@ def _cold_table(rows: Sequence[Result]) -> list[list[str]]:
     for row in rows:
         for engine in _engines(rows):
             e = row.get("engines", {}).get(engine)
-            sizes = [f"{e[key] / 1e6:.0f}" for key in ("resident_bytes", "installed_bytes")] if e else ["", ""]
-            lines.append([engine, _cell(row, engine), f"{e['ratio']:.2f}" if e else "", *sizes])
+            what = [f"{e['ratio']:.2f}"] if e else [""]
+            what += [f"{e[k] / 1e6:.0f}" if e else "" for k in ("resident_bytes", "installed_bytes")]
+            lines.append([engine, _cell(row, engine), *what])
     return lines
 
 
@@ -250,7 +256,7 @@ def _environments(result: Result) -> list[str]:
     """Who ran where, and who did not run."""
     out = []
     if "environments" in result:
-        out.append("Peers that share no environment ran in one each, one after the other, in turns with fastlstm;")
+        out.append("Peers that share no environment ran in one each, in turns with fastlstm there;")
         out.append("a time from another environment is its ratio to fastlstm there, times the time here.")
     if missing := result["settings"].get("not_installed"):
         out.append(f"Not installed: {', '.join(missing)}.")
@@ -289,6 +295,35 @@ def markdown(result: Result) -> str:
     return "\n".join(out)
 
 
+def model_markdown(result: Result) -> str:
+    """The table of `--model`: an engine a line, of each row its time and its largest error."""
+    rows, alone = result["rows"], result["alone"]
+    names = " | ".join(f"{row['name']} ({row['T']} x {row['B']})" for row in rows)
+    out = [
+        f"`{result['model']}`",
+        "",
+        "Microseconds a call (steps x sequences)"
+        + ("." if alone else ", times fastlstm's, largest error against the reference in float64."),
+        "",
+        f"| engine | {names} |",
+        f"| --- |{' --- |' * len(rows)}",
+    ]
+    for engine in _engines(rows, refused=True):
+        cells = []
+        for row in rows:
+            cell = _cell(row, engine)
+            if engine in row.get("engines", ()):
+                e = row["engines"][engine]
+                cell += "" if alone else f" ({e['ratio']:.2f} ×, {e['output_error']:.1e})"
+            cells.append(cell)
+        out.append(f"| {engine} | {' | '.join(cells)} |")
+    failed = {text for row in rows for text in row.get("left_out", {}).values()}
+    out += ["", *(f"failed: {text}" for text in sorted(failed))]
+    if alone:
+        out.append("The peers are measured on a recurrent layer alone: a Sequential is not built there.")
+    return "\n".join(out).rstrip() + "\n"
+
+
 # --- chart --------------------------------------------------------------------------------------------------
 
 COLOURS = {
@@ -313,7 +348,7 @@ text{fill:#24292f;font-size:11px}.title{font-size:15px}.title,.bold{font-weight:
 
 
 def leads(row: Result) -> dict[str, float]:
-    """How many times longer than fastlstm each peer takes; in reduced precision, than fastlstm in the same."""
+    """How many times longer than fastlstm each peer takes; in bfloat16 and int8 than ours of the same."""
     found, ratio = {}, {name: e["ratio"] for name, e in row.get("engines", {}).items()}
     for name in COLOURS.keys() & ratio.keys():
         precision = name.rpartition(" ")[2]
@@ -380,7 +415,8 @@ def chart(result: Result) -> str:
         body.append(_text(LEFT - 8, y + 9, _name(row).replace(",", ", "), "", "end"))
         left, right = sorted((at(1), at(rivals[best])))
         said = f"{best}: {rivals[best]:.2f} times as long as fastlstm"
-        body.append(f'<rect x="{left:.1f}" y="{y + 3}" width="{max(right - left, 0.5):.1f}" height="6" rx="1"')
+        wide = max(right - left, 0.5)
+        body.append(f'<rect x="{left:.1f}" y="{y + 3}" width="{wide:.1f}" height="6" rx="1"')
         body.append(f' fill="{COLOURS[best]}" fill-opacity=".55"><title>{escape(said)}</title></rect>')
         for name, lead in found.items():
             said = f"{name}: {lead:.2f} times as long as fastlstm"
@@ -433,8 +469,8 @@ def roofline(result: Result) -> str:
     top, bottom, width = 92, 460, WIDTH - RIGHT
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = math.log(x / left) / math.log(right / left)
-        return LEFT + (width - LEFT) * across, bottom - (bottom - top) * math.log(y / low) / math.log(high / low)
+        across, up = math.log(x / left) / math.log(right / left), math.log(y / low) / math.log(high / low)
+        return LEFT + (width - LEFT) * across, bottom - (bottom - top) * up
 
     body = []
     for x in _log_axis(left, right):
@@ -452,8 +488,9 @@ def roofline(result: Result) -> str:
             (x1, y1), (x2, y2) = at(first, first * slope), at(last, last * slope)
             body.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="one"/>')
             body.append(_text(x1 + 4, y1 - 6, level, "faint"))
-    (x1, y1), (x2, _) = at(max(left, peak / (max(roof["read_bytes_per_second"].values()) / 1e9)), peak), at(right, peak)
-    body.append(f'<line x1="{min(x1, x2):.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y1:.1f}" class="one"/>')
+    fastest = max(roof["read_bytes_per_second"].values()) / 1e9 * result["settings"]["threads"]
+    (x1, y1), (x2, _) = at(min(right, max(left, peak / fastest)), peak), at(right, peak)
+    body.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y1:.1f}" class="one"/>')
     body.append(_text(x2, y1 - 6, f"peak, {peak:.0f} GFLOP/s", "faint", "end"))
     for kind, name, x, y in points:
         px, py = at(x, y)

@@ -87,9 +87,9 @@ class Peer:
         return [Column(self.name, p, partial(refuse, "measured on torch and onnxruntime only"))]
 
     def cold(self, p: Problem, folder: Path) -> str:
-        """Write a model file into the folder; returns Python that loads it and leaves one step's output in `y`.
+        """Write a model file into the folder; returns Python that loads it and leaves a step's output in `y`.
 
-        It runs there, alone in a fresh process, with NumPy's `numpy` imported and the input `x` [1, 1, I]; the
-        state is zero. What it imports is what a user would.
+        It runs there, alone in a fresh process, with `numpy` imported and the input `x` [1, 1, I]; the state
+        is zero. What it imports is what a user would.
         """
         raise Cannot("reads no model files")

@@ -48,8 +48,8 @@ def _steps(jax: Any) -> dict[str, Step]:
 
 
 class JAX(Peer):
-    """The cell written plainly: jax.jit, jax.lax.scan over the projected input, unrolled by four or not; weights
-    are constants of the function. Ragged: masked. Training: jax.value_and_grad, weights are arguments."""
+    """The cell written plainly: jax.jit, jax.lax.scan over the projected input, unrolled by four or not;
+    weights are constants. Ragged: masked. Training: jax.value_and_grad, weights are arguments."""
 
     name: ClassVar[str] = "jax"
     needs: ClassVar[tuple[str, ...]] = ("jax",)
@@ -92,13 +92,15 @@ class JAX(Peer):
         jax = self.jax
         weights = tuple(jax.numpy.asarray(v) for v in p.weights.values())
         x, states = jax.numpy.asarray(p.x), tuple(jax.numpy.asarray(v[0]) for v in p.state)
-        calls = []
+        calls: list[Call] = []
+        given: tuple[Any, ...]
+        work: Callable[..., Any]
+        read: Callable[[Any], tuple[Array, ...]]
         for unroll in (1, 4) if p.row.steps > 1 else (1,):
             forward = self._forward(p, unroll)
+            work, given, read = partial(forward, weights), (x, states), _read
             if p.row.train:
                 work, given, read = self._training(p, forward), (weights, x, states), _read_trained
-            else:
-                work, given, read = partial(forward, weights), (x, states), _read
             compiled = jax.jit(work).lower(*given).compile()  # now, and in no call that is timed
 
             def run(compiled: Any = compiled, given: Any = given) -> Any:
@@ -118,7 +120,8 @@ class JAX(Peer):
         return step
 
     def cold(self, p: Problem, folder: Path) -> str:
-        np.savez(folder / "jax.npz", **p.weights)
+        arrays: Any = p.weights
+        np.savez(folder / "jax.npz", **arrays)
         return (
             "import jax; w = numpy.load('jax.npz'); sigmoid, tanh = jax.nn.sigmoid, jax.numpy.tanh\n"
             "def step(x, h, c):\n"

@@ -66,7 +66,8 @@ def _model(p: Problem) -> Any:
     def declare(names: list[str], shape: tuple[int, ...]) -> list[Any]:
         return [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in names]
 
-    inputs, nodes, constants, x = declare(["x"], p.x.shape), [], {}, "x"
+    inputs, nodes, x = declare(["x"], p.x.shape), [], "x"
+    constants: dict[str, Array] = {}
     state = (d, *p.state[0].shape[1:])
     outputs = [] if _only_last(p) else declare(["y"], (row.steps, d, row.batch, row.units))
     for n in range(row.layers):
@@ -76,7 +77,8 @@ def _model(p: Problem) -> Any:
         outputs += declare(_state_names(p, n, "n"), state)
         last = n == row.layers - 1
         y = "" if _only_last(p) else "y" if last else f"y{n}"
-        weights = [f"W{n}", f"R{n}", f"B{n}" if f"B{n}" in own else "", "" if p.lengths is None else "lengths"]
+        bias, lengths = f"B{n}" if f"B{n}" in own else "", "" if p.lengths is None else "lengths"
+        weights = [f"W{n}", f"R{n}", bias, lengths]
         nodes.append(
             helper.make_node(
                 LAYERS[row.cell], [x, *weights, *_state_names(p, n)], [y, *_state_names(p, n, "n")], **options
@@ -257,7 +259,8 @@ class OpenVINO(Peer):
         (folder / "openvino.onnx").write_bytes(_model(p).SerializeToString())
         states = ", ".join(f"'{s}0': zero" for s in "hc"[: len(p.state)])
         return (
-            "import openvino; f32 = {'INFERENCE_PRECISION_HINT': 'f32'}; "  # or it takes bfloat16 where it can
+            # Without the hint it computes in bfloat16 where the CPU can.
+            "import openvino; f32 = {'INFERENCE_PRECISION_HINT': 'f32'}; "
             "m = openvino.Core().compile_model('openvino.onnx', 'CPU', f32); "
             f"zero = numpy.zeros((1, 1, {p.row.units}), 'float32'); y = m({{'x': x, {states}}})[0]"
         )

@@ -1,4 +1,4 @@
-"""TensorFlow's engines: Keras's layers in a tf.function, and LiteRT, which runs what is converted from them."""
+"""TensorFlow's engines: Keras's layers in a tf.function, and LiteRT, which runs them converted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOPED = 5000  # likewise of LiteRT's loop, which copies all outputs so far at e
 
 def _tensorflow(threads: int) -> Any:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or it talks about the graphics cards it has not found
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or it tells of graphics cards it has not found
     tf: Any = importlib.import_module("tensorflow")
     if tf.config.threading.get_intra_op_parallelism_threads() != threads:  # the second engine finds them set
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -189,5 +189,6 @@ class LiteRT(Peer):
             "m.allocate_tensors(); ins = sorted(m.get_input_details(), key=lambda d: d['name']); "
             "m.set_tensor(ins[0]['index'], x); "
             "[m.set_tensor(d['index'], numpy.zeros(d['shape'], 'float32')) for d in ins[1:]]; m.invoke(); "
-            "outs = sorted(m.get_output_details(), key=lambda d: d['name']); y = m.get_tensor(outs[0]['index'])"
+            "outs = sorted(m.get_output_details(), key=lambda d: d['name']); "
+            "y = m.get_tensor(outs[0]['index'])"
         )
