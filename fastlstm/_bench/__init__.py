@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model_only = {"--load": args.load, "--steps": args.steps, "--batch": args.batch}
     for option, given in (grid_only if args.model else model_only).items():
         if given:
-            parser.error(f"{option} goes {'not with' if args.model else 'with'} --model")
+            parser.error(f"{option}: {'not ' if args.model else 'only '}with --model")
     if args.check_targets:
         return _check_targets(args.check_targets)
     if args.list:
@@ -254,6 +254,8 @@ def _measure(args: argparse.Namespace) -> int:
             done["c_api_ns_per_step"] = report.c_bench(args.c_bench, row)
         result["rows"].append(done)
         print(report.line(done), flush=True)
+    for e in others:
+        e.close()
     measure.against_48(result["rows"])
     result["machine"]["load_average_after"] = report.load()
 

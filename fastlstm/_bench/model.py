@@ -74,14 +74,11 @@ def run(
         fast = _Layer(settings.threads, module)
         others = [peers.PEERS[name](settings.threads) for name in names]
         problems = [_bare(module, name, t, b) for name, (t, b) in shapes.items()]
-    rows = []
-    for p in problems:
-        gathered = measure.gather(p, fast, others, settings)
-        rows.append({"name": p.row.name, "T": p.row.steps, "B": p.row.batch} | gathered.reasons())
-        if gathered.has(fast.name):
-            measure.take_turns(gathered.engines, lambda: measure.Clock(0, 0), settings)
-            found = measure.summaries(gathered.engines)
-            rows[-1] |= {"engines": found, "us": found[fast.name]["median_us"]} | measure.comparisons(found)
+    try:
+        rows = [_measured(p, fast, others, settings) for p in problems]
+    finally:
+        for peer in others:
+            peer.close()
     result = {
         "schema": 2, "model": repr(module), "file": path, "alone": not others, "machine": report.machine(),
         "versions": peers.versions(), "settings": settings._asdict(), "rows": rows,
@@ -93,6 +90,16 @@ def run(
         (out / "model.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (out / "model.md").write_text(text, encoding="utf-8")
     return 1 if any("left_out" in row for row in rows) else 0
+
+
+def _measured(p: Problem, fast: Any, others: Sequence[Any], settings: measure.Settings) -> dict[str, Any]:
+    gathered = measure.gather(p, fast, others, settings)
+    row: dict[str, Any] = {"name": p.row.name, "T": p.row.steps, "B": p.row.batch} | gathered.reasons()
+    if not gathered.has(fast.name):
+        return row
+    measure.take_turns(gathered.engines, lambda: measure.Clock(0, 0), settings)
+    found = measure.summaries(gathered.engines)
+    return row | {"engines": found, "us": found[fast.name]["median_us"]} | measure.comparisons(found)
 
 
 def _bare(layer: Any, name: str, steps: int, batch: int) -> Problem:

@@ -144,7 +144,8 @@ OUR_OWN = "fastlstm"
 def _cell(row: Result, engine: str) -> str:
     """An engine's time, in µs, audio's in ns a step, a cold start's in ms; or why there is none."""
     if engine in row.get("engines", ()):
-        scale = {"audio": 1000 / row["T"], "cold": 1e-3}.get(row.get("table", ""), 1)
+        table = row.get("table")
+        scale = 1000 / row["T"] if table == "audio" else 1e-3 if table == "cold" else 1
         e = row["engines"][engine]
         # Measured in another environment: what it would be beside the time of ours that stands here.
         return _time((row["us"] * e["ratio"] if "fastlstm_us" in e else e["median_us"]) * scale)

@@ -86,6 +86,9 @@ class Peer:
         """One step of many sessions whose states are kept from call to call."""
         return [Column(self.name, p, partial(refuse, "measured on torch and onnxruntime only"))]
 
+    def close(self) -> None:
+        """Leave the process as it was."""
+
     def cold(self, p: Problem, folder: Path) -> str:
         """Write a model file into the folder; returns Python that loads it and leaves a step's output in `y`.
 

@@ -40,6 +40,9 @@ class Torch(Peer):
             self.mode.__exit__(None, None, None)
         self.inferring = infer
 
+    def close(self) -> None:
+        self._enter(infer=False)
+
     def _layer(self, p: Problem) -> Any:
         if p.row.cell == "gated_rnn":
             raise Cannot("no GatedRNN")
@@ -99,7 +102,7 @@ class Torch(Peer):
         state = nested(tuple(states))
 
         def read(result: Any) -> tuple[Array, ...]:
-            return tuple(np.array(t) for t in flat(result))
+            return tuple(t.numpy().copy() for t in flat(result))
 
         if p.lengths is not None:
             rnn, lengths = torch.nn.utils.rnn, torch.from_numpy(p.lengths)
@@ -120,7 +123,7 @@ class Torch(Peer):
 
             def read_cell(last: Any) -> tuple[Array, ...]:
                 last = last if isinstance(last, tuple) else (last,)
-                return tuple(np.array(t)[None] for t in (last[0], *last))
+                return tuple(t.numpy()[None].copy() for t in (last[0], *last))
 
             run = partial(cell, x[0], nested(tuple(s[0] for s in states)))
             calls.append(Call(run, read_cell, f"nn.{kind}Cell", partial(self._enter, True)))
@@ -153,7 +156,7 @@ class Torch(Peer):
         x, *states = (torch.from_numpy(v) for v in (p.x, *p.state))
 
         def read(result: Any) -> tuple[Array, ...]:
-            return tuple(np.array(t) for t in flat(result))
+            return tuple(t.numpy().copy() for t in flat(result))
 
         def enter(engine: str) -> None:
             self._enter(infer=True)
@@ -186,7 +189,7 @@ class Torch(Peer):
 
         variants = ((True, "oneDNN"), (False, "no oneDNN"))
         return [
-            Call(run, lambda y: (np.array(y),), f"batch, {name}", partial(self._enter, True, on))
+            Call(run, lambda y: (y.numpy().copy(),), f"batch, {name}", partial(self._enter, True, on))
             for on, name in variants
         ]
 
