@@ -31,6 +31,7 @@ FLOAT64_TOLERANCE = 1e-12  # of either kind, where all is float64
 PRECISION_TOLERANCE = 0.2  # of reduced precision, whose errors are results: only what is no LSTM is refused
 # The peers that "best peer" means, of columns of the same precision; those of a pool are two ways of one.
 BEST_OF = ("torch", "onnxruntime", "onnxruntime alone", "openvino", "keras", "jax", "litert")
+FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # those that the floors above 1 were set against
 # ns of a multiply-add on the core of the audio rows' floors: 4 cycles, at 32 FLOP a cycle and 117 GFLOP/s.
 FLOORS_MULTIPLY_ADD_NS = 4 * 32 / 117
 LONG_CALL = 0.02  # seconds; of a shorter one, the first call after the other engines' waits for the caches
@@ -255,6 +256,10 @@ def comparisons(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         out |= {"best_peer": best, "speedup": ratio[best]}
         if "fastlstm call" in ratio:
             out["call_speedup"] = ratio[best] / ratio["fastlstm call"]
+    if held_against := [ratio[name] for name in FLOOR_PEERS if name in ratio]:
+        out["floor_speedup"] = min(held_against)
+        if "fastlstm call" in ratio:
+            out["floor_call_speedup"] = min(held_against) / ratio["fastlstm call"]
     beside = {
         "over_numpy": "numpy", "over_torch": "torch", "over_padded": "torch padded",
         "against_one_thread": "fastlstm 1 thread", "over_streams": "fastlstm streams",

@@ -3,6 +3,7 @@ its layer can be built in."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,13 @@ import numpy as np
 
 import fastlstm
 
-from .. import _check
+from .. import _check, reference
 from . import measure, peers, report
-from .grid import Problem, Row, with_answer
+from .grid import LAYERS, Problem, Row, with_answer
 from .peers import Call, Cannot, Column
 
 STEPS, BATCH = 100, 32
-NOT_OF_THE_CELL = {"cell", "input_size", "hidden_size", "batch_first", "dropout", "dtype"}
+NOT_OF_THE_EQUATION = {"input_size", "hidden_size", "batch_first", "dropout", "dtype"}
 
 
 class _Layer(peers.FastLSTM):
@@ -104,10 +105,11 @@ def _measured(p: Problem, fast: Any, others: Sequence[Any], settings: measure.Se
 
 def _bare(layer: Any, name: str, steps: int, batch: int) -> Problem:
     """A layer's problem: random input and states, the answer from the reference with the layer's weights."""
-    defaults = _check.Options._field_defaults
-    given = layer._options.given()
-    options = {n: v for n, v in given.items() if n not in NOT_OF_THE_CELL and v != defaults.get(n)}
     cell, dtype = layer._cell, layer.dtype.name
+    defaults, given = _check.Options._field_defaults, layer._options.given()
+    # Its equations' options, which the reference takes; batch_first is only an order, the precision its own.
+    known = inspect.signature(getattr(reference, LAYERS[cell])).parameters.keys() - NOT_OF_THE_EQUATION
+    options = {name: given[name] for name in known & given.keys() if given[name] != defaults.get(name)}
     row = Row("model", name, cell, layer.input_size, layer.hidden_size, steps, batch, dtype=dtype,
               kind="model", options=options)  # fmt: skip
     rng = np.random.default_rng(1)
