@@ -5,7 +5,10 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 typedef struct isa {
@@ -27,6 +30,30 @@ static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_
 static bool has_fma(void) { return __builtin_cpu_supports("fma"); }
 #endif
 
+#if defined(__x86_64__)
+static bool has_avx512_vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+/* Leaf 7, EDX bits 24 and 25: tiles, and products of bytes in them. */
+static bool has_avx512_amx(void) {
+    unsigned a, b, c, d;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 && fl_os_knows_tiles();
+}
+
+/* Leaf 7.1, EAX bit 4, of which older compilers' __builtin_cpu_supports knows nothing. */
+static bool has_avx2_vnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#elif defined(__aarch64__)
+static bool has_dot(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+#else
+    return false;
+#endif
+}
+#endif
+
 static bool always(void) { return true; }
 
 /* Best first. Portable comes twice: with FMA its bits are everyone's, and the first that runs here counts. */
@@ -43,7 +70,32 @@ static const isa isas[] = {
 
 enum { ISAS = sizeof isas / sizeof isas[0] };
 
+/* Products with int8 weights: on each path, the best first. */
+typedef struct integer_isa {
+    const char *name, *isa;
+    const fl_integer_kernels *table;
+    bool (*runs_here)(void);
+} integer_isa;
+
+static const integer_isa integer_isas[] = {
+#if defined(__x86_64__)
+    {"avx512_amx", "avx512", &fl_integers_avx512_amx, has_avx512_amx}, /* the first */
+    {"avx512_vnni", "avx512", &fl_integers_avx512_vnni, has_avx512_vnni},
+    {"avx512", "avx512", &fl_integers_avx512, has_avx512},
+    {"avx2_vnni", "avx2", &fl_integers_avx2_vnni, has_avx2_vnni},
+    {"avx2", "avx2", &fl_integers_avx2, has_avx2},
+    {"portable", "portable", &fl_integers_portable_fma, has_fma},
+#elif defined(__aarch64__)
+    {"neon_dot", "neon", &fl_integers_neon_dot, has_dot},
+    {"neon", "neon", &fl_integers_neon, always},
+#endif
+    {"portable", "portable", &fl_integers_portable, always},
+};
+
+enum { INTEGER_ISAS = sizeof integer_isas / sizeof integer_isas[0] };
+
 static const isa *chosen;
+static const integer_isa *chosen_integer; /* of the chosen path */
 static bool forced;      /* by FASTLSTM_ISA */
 static char refused[64]; /* what FASTLSTM_ISA asked for in vain */
 
@@ -53,27 +105,38 @@ static const isa *find(const char *name) {
     return NULL;
 }
 
+/* By its own name, or the best of a path. */
+static const integer_isa *find_integer(const char *name, const char *path) {
+    for (int i = 0; i < INTEGER_ISAS; i++)
+        if (strcmp(name ? name : path, name ? integer_isas[i].name : integer_isas[i].isa) == 0 &&
+            integer_isas[i].runs_here())
+            return &integer_isas[i];
+    return NULL;
+}
+
 static void choose(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
     const char *wanted = getenv("FASTLSTM_ISA");
     if (wanted && *wanted) {
-        chosen = find(wanted);
+        chosen_integer = find_integer(wanted, NULL);
+        chosen = find(chosen_integer ? chosen_integer->isa : wanted);
         forced = true;
         if (!chosen) strncpy(refused, wanted, sizeof refused - 1);
         return;
     }
     for (int i = 0; i < ISAS && !chosen; i++)
         if (isas[i].runs_here()) chosen = &isas[i];
+    chosen_integer = find_integer(NULL, chosen->name);
 }
 
 static const isa *choice(void) {
     fl_os_once(choose);
     if (!chosen) {
-        char names[64] = "";
+        char names[96] = "";
         const char *name;
-        for (int64_t i = 0; (name = fl_isa_at(i)) != NULL; i++) {
+        for (int64_t i = 0; (name = fl_integer_isa_at(i)) != NULL; i++) {
             if (i) strcat(names, ", ");
             strcat(names, name);
         }
@@ -97,6 +160,33 @@ const char *fl_isa_at(int64_t index) {
     return NULL;
 }
 
+const char *fl_integer_isa(void) { return choice() ? chosen_integer->name : NULL; }
+
+const char *fl_integer_isa_at(int64_t index) {
+    const char *before = "";
+    for (int i = 0; i < INTEGER_ISAS; i++) {
+        if (!integer_isas[i].runs_here() || strcmp(before, integer_isas[i].name) == 0) continue;
+        before = integer_isas[i].name;
+        if (index-- == 0) return before;
+    }
+    return NULL;
+}
+
+/* Tiles are asked for by whoever needs them first, for a process that has them needs larger signal stacks. */
+static const fl_integer_kernels *allowed(const integer_isa *found) {
+#if defined(__x86_64__)
+    if (found && found->runs_here == has_avx512_amx && !fl_os_allow_tiles()) found++;
+#endif
+    return found ? found->table : NULL;
+}
+
+const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels) {
+    const bool own = strcmp(kernels->isa, chosen->name) == 0;
+    return allowed(own ? chosen_integer : find_integer(NULL, kernels->isa));
+}
+
+const fl_integer_kernels *fl_integers_named(const char *name) { return allowed(find_integer(name, NULL)); }
+
 const fl_kernels *fl_kernels_of(fl_dtype dtype) {
     const isa *c = choice();
     return c ? c->tables[dtype] : NULL;
@@ -118,6 +208,7 @@ const fl_kernels *fl_kernels_named(const char *name, fl_dtype dtype) {
 
 const char *fl_cpu_features(void) {
 #if defined(__x86_64__)
+    if (has_avx512_vnni()) return "sse2 fma avx2 avx512f avx512dq avx512bw avx512vl avx512vnni";
     if (has_avx512()) return "sse2 fma avx2 avx512f avx512dq avx512bw avx512vl";
     if (has_avx2()) return "sse2 fma avx2";
     return has_fma() ? "sse2 fma" : "sse2";

@@ -38,6 +38,14 @@ typedef enum fl_status {
 typedef enum fl_cell_kind { FL_LSTM = 0, FL_GRU = 1, FL_RNN = 2, FL_GATED_RNN = 3 } fl_cell_kind;
 typedef enum fl_dtype { FL_FLOAT32 = 0, FL_FLOAT64 = 1 } fl_dtype;
 
+/* How a float32 layer keeps the matrices of its weights. Input, output, states and all else stay float32.
+ * FL_BFLOAT16: the upper halves of floats; all arithmetic is that of float32 with the rounded weights.
+ * FL_INT8: whole numbers of -127 to 127 and a scale for each row. What they are multiplied with becomes whole numbers as
+ * well, row by row, of activation_bits: x by its largest magnitude, h by that or 1, whichever is more. A row with an
+ * infinity or NaN gives NaN. At most FL_MOST_INT8 inputs, half as many units. */
+typedef enum fl_weight_type { FL_FULL = 0, FL_BFLOAT16 = 1, FL_INT8 = 2 } fl_weight_type;
+enum { FL_MOST_INT8 = 1 << 16 };
+
 /* The activation functions of ONNX. */
 typedef enum fl_activation_kind {
     FL_SIGMOID = 0,
@@ -69,6 +77,8 @@ typedef struct fl_config {
     int32_t own_activations; /* 0: the cell's own; else activations, as many as the cell has kinds */
     fl_activation activations[3];
     double clip; /* 0: none */
+    int32_t weight_type;     /* other than FL_FULL: float32 only, and not for fl_record */
+    int32_t activation_bits; /* with FL_INT8: 8 or 16; else 0 */
 } fl_config;
 
 typedef struct fl_array {
@@ -84,6 +94,9 @@ typedef struct fl_weights {
     fl_array bias_ih, bias_hh; /* [G H], only with bias */
     fl_array weight_hr;       /* [P, H], only with a projection */
     fl_array weight_peephole; /* [3, H]: i, f, o, only with peepholes */
+    /* With FL_BFLOAT16, weight_ih, weight_hh and weight_hr hold uint16_t; with FL_INT8 int8_t, and these hold the float32
+     * scale of each row. Else their count is 0. fl_to_bfloat16 and fl_to_int8 make them. */
+    fl_array scale_ih, scale_hh, scale_hr;
 } fl_weights;
 
 /* Strides count elements and may be zero or negative; the last axis of x and y is contiguous; y overlaps nothing. */
@@ -112,6 +125,12 @@ FL_API fl_status fl_create(const fl_config *config, fl_layer **layer);
 FL_API void fl_free(fl_layer *layer);
 /* `count` is L D, in the order of PyTorch's names: layer by layer, in each forward, reverse. Copies what it needs. */
 FL_API fl_status fl_set_weights(fl_layer *layer, const fl_weights *weights, int64_t count);
+/* Weights rounded to bfloat16, to nearest even; a NaN stays one. */
+FL_API fl_status fl_to_bfloat16(const float *weight, int64_t count, uint16_t *out);
+/* weight [rows, columns] ~ out * scale of the row, which is the largest magnitude of the row over 127, rounded up to 17
+ * bits: so every out * scale is exact in float32, and rounding it again gives the same. A magnitude below 1e-30 counts as
+ * zero; a NaN or an infinity is refused. */
+FL_API fl_status fl_to_int8(const float *weight, int64_t rows, int64_t columns, int8_t *out, float *scale);
 FL_API fl_status fl_forward(const fl_layer *layer, const fl_sequence *sequence);
 /* A rough estimate of one core's time for such a call; to decide, say, whether to release a lock around it. */
 FL_API double fl_estimate_us(const fl_layer *layer, int64_t T, int64_t B);
@@ -194,6 +213,10 @@ FL_API fl_status fl_set_spin_us(double us);
  * message when it names none that this CPU has. Read once. Where none is forced, a layer whose units half a register
  * holds takes the next narrower. */
 FL_API const char *fl_isa(void);
+/* That of products with int8 weights, for which some CPUs have instructions of their own: "avx512_amx", "avx512_vnni", "avx2_vnni",
+ * "neon_dot", or a path's name. FASTLSTM_ISA takes these too: "avx512_vnni" is "avx512" with that, "avx512" is without. */
+FL_API const char *fl_integer_isa(void);
+FL_API const char *fl_integer_isa_at(int64_t index); /* as fl_isa_at */
 /* Those that this CPU can run, best first; NULL past the last. */
 FL_API const char *fl_isa_at(int64_t index);
 FL_API const char *fl_cpu_features(void);

@@ -200,11 +200,14 @@ double fl_estimate_steps_us(const fl_layer *l, double steps, int64_t batch) {
     const double G = l->cell->gates, L = (double)l->config.num_layers;
     const double inputs = (double)l->config.input_size + (L - 1) * D * P;
     const double products = D * G * H * (inputs + L * P) + (l->config.proj_size ? L * D * H * P : 0);
-    const double rate = (batch >= 4 ? 100e3 : 50e3) * 4 / l->kernels->element_bytes; /* flop per microsecond */
+    /* flop per microsecond; small weights come faster, and integers are multiplied faster */
+    const double full = (batch >= 4 ? 100e3 : 50e3) * 4 / l->kernels->element_bytes;
+    const double rate = full * (l->integers ? (l->config.activation_bits == 8 ? 3 : 2)
+                                            : l->format.weight_bytes == 2 && batch < 4 ? 1.6 : 1);
     const double us = steps * (2 * products / rate + L * D * G * H * 5e-4);
     /* Weights that no cache keeps come from memory at every step; those of the input once for many, if there are. */
     const double times = batch ? steps / (double)batch : 0;
-    const double bytes = (products - (times > 1 ? D * G * H * inputs : 0)) * l->kernels->element_bytes;
+    const double bytes = (products - (times > 1 ? D * G * H * inputs : 0)) * l->format.weight_bytes;
     const double read_us = bytes > FIT_BYTES ? times * bytes / MEMORY_RATE : 0;
     return us > read_us ? us : read_us;
 }
@@ -222,7 +225,7 @@ fl_split fl_choose_split(const fl_layer *l, int64_t stages, int64_t B, double us
     if (*threads < 2) return last_split = FL_SPLIT_NONE;
     const double step_us = us / (double)stages;
     const int64_t weights = l->cell->gates * l->config.hidden_size * (l->config.input_size + l->output_size);
-    const bool fit = weights * l->kernels->element_bytes <= FIT_BYTES;
+    const bool fit = weights * l->format.weight_bytes <= FIT_BYTES;
     if (B >= 4 * *threads && (fit || step_us < STEP_US)) return last_split = FL_SPLIT_BATCH;
     if (step_us >= STEP_US) return last_split = FL_SPLIT_UNITS;
     return last_split = B >= 2 * *threads ? FL_SPLIT_BATCH : FL_SPLIT_NONE;
@@ -312,6 +315,8 @@ fl_status fl_record(const fl_layer *layer, int64_t index, const fl_sequence *q, 
     *out = NULL;
     fl_status status = fl_check_sequence(layer, q);
     if (status) return status;
+    if (layer->format.type != FL_FULL)
+        return fl_fail(FL_UNSUPPORTED, "record: a layer with bfloat16 or int8 weights cannot be trained");
     if (index < 0 || index >= layer->config.num_layers)
         return fl_fail(FL_BAD_ARGUMENT, "index is %lld, wanted 0 to %lld", (long long)index,
                        (long long)layer->config.num_layers - 1);

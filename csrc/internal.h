@@ -59,6 +59,9 @@ const fl_cell *fl_cell_of(const fl_config *config);
 const fl_kernels *fl_kernels_of(fl_dtype dtype); /* NULL: FASTLSTM_ISA was wrong, fl_fail has been called */
 /* For a layer of so many units: a narrower path where half a register of the best one holds them and none is forced. */
 const fl_kernels *fl_kernels_for(fl_dtype dtype, int64_t units);
+/* For int8 weights, on the path of these kernels. */
+const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels);
+FL_API const fl_integer_kernels *fl_integers_named(const char *isa);
 /* For tests and benchmarks: the table of a path by name, whether chosen or not; NULL if this CPU lacks it. */
 FL_API const fl_kernels *fl_kernels_named(const char *isa, fl_dtype dtype);
 
@@ -71,16 +74,29 @@ void fl_fp_end(fl_fp_mode saved);
 typedef struct fl_matrix {
     int64_t depth, vecs; /* [panel][depth][vec][lane], kernels.h */
     void *data;
+    int32_t weight_bytes;
+    float *scale;   /* of int8 weights: by packed column */
+    int32_t *first; /* likewise: fl_product_part */
 } fl_matrix;
+
+/* In which order a kind of weights is packed. */
+typedef struct fl_format {
+    int64_t lanes, panel_vecs;
+    fl_weight_type type;
+    int32_t weight_bytes, offset; /* fl_integer_kernels */
+} fl_format;
+fl_format fl_full_format(const fl_kernels *kernels);
 
 /* A source matrix: rows gate * H + unit from `first` on, `gates` gates of `units` rows, `depth` columns. */
 typedef struct fl_source {
     const char *data;
     int64_t units, depth;
     int32_t first, gates;
+    const float *scale; /* of int8 weights: by row */
 } fl_source;
 
-fl_status fl_pack_matrix(const fl_kernels *kernels, const fl_source *source, fl_matrix *matrix);
+fl_status fl_pack_matrix(const fl_format *format, const fl_source *source, fl_matrix *matrix);
+void fl_free_matrix(fl_matrix *matrix);
 /* The sum of up to two biases in packed columns; zeros where there is none. */
 fl_status fl_pack_bias(const fl_kernels *kernels, fl_source source, const void *a, const void *b, void **bias);
 /* One gate of a packed matrix as a matrix of its own that maps units to what were the rows' columns; false: no memory. */
@@ -88,6 +104,7 @@ bool fl_pack_transposed(const fl_kernels *kernels, const fl_matrix *from, int64_
                         fl_matrix *to);
 
 typedef struct fl_direction {
+    int64_t inputs;
     fl_matrix input; /* all gates */
     fl_matrix recurrent[2]; /* those of each phase */
     fl_matrix projection; /* data NULL: none */
@@ -122,6 +139,10 @@ struct fl_layer {
     fl_config config;
     const fl_cell *cell;
     const fl_kernels *kernels;
+    const fl_integer_kernels *integers; /* with int8 weights, else NULL */
+    int32_t planes; /* likewise, of activations: fl_round_args */
+    fl_product_fn *product;
+    fl_format format; /* of the weights */
     fl_cell_fn *update[2], *keep[2]; /* of each phase */
     fl_cell_backward_fn *backward[2];
     fl_cell_options options;
@@ -200,6 +221,10 @@ typedef struct fl_scan {
     void **y_rows;
     int64_t projected_stride;
     fl_tiling tiling[2]; /* of each phase, for `active` rows */
+    /* With int8 weights: rows of numbers (kernels.h), [tile rows] and [workers][rows]. */
+    char *x_numbers, *h_numbers;
+    int64_t x_number_bytes, h_number_bytes;
+    const void **x_number_rows, **h_number_rows;
     const fl_memory *memory; /* where states and pre-activations go; NULL: nowhere */
     int64_t memory_row; /* of row 0 */
     int64_t steps; /* of the longest row */

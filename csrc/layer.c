@@ -41,6 +41,16 @@ static fl_status check_config(const fl_config *c) {
     if (c->coupled_gates && !c->forget_gate)
         return fl_fail(FL_BAD_ARGUMENT, "coupled_gates: there is no forget gate to couple");
     if (!(c->clip >= 0) || isinf(c->clip)) return fl_fail(FL_BAD_ARGUMENT, "clip: wanted 0 (none) or a finite number");
+    if ((status = check_size("weight_type", c->weight_type, FL_FULL, FL_INT8))) return status;
+    if (c->weight_type != FL_FULL && c->dtype != FL_FLOAT32)
+        return fl_fail(FL_BAD_ARGUMENT, "weight_type: small weights are for float32 layers");
+    if (c->weight_type == FL_INT8 ? c->activation_bits != 8 && c->activation_bits != 16 : c->activation_bits != 0)
+        return fl_fail(FL_BAD_ARGUMENT, "activation_bits is %d, wanted %s", (int)c->activation_bits,
+                       c->weight_type == FL_INT8 ? "8 or 16" : "0 unless weights are int8");
+    if (c->weight_type == FL_INT8) {
+        if ((status = check_size("input_size, with int8 weights,", c->input_size, 1, FL_MOST_INT8))) return status;
+        if ((status = check_size("hidden_size, with int8 weights,", c->hidden_size, 1, FL_MOST_INT8 / 2))) return status;
+    }
     const fl_cell *cell = fl_cell_of(c);
     for (int i = 0; c->own_activations && i < cell->activations; i++) {
         const fl_activation *a = &c->activations[i];
@@ -73,6 +83,23 @@ static void choose_kernels(fl_layer *layer) {
     }
 }
 
+static void choose_weights(fl_layer *layer) {
+    const fl_kernels *k = layer->kernels;
+    layer->format = fl_full_format(k);
+    layer->format.type = (fl_weight_type)layer->config.weight_type;
+    layer->product = k->product;
+    if (layer->format.type == FL_BFLOAT16) {
+        layer->format.weight_bytes = 2;
+        layer->product = k->product_bf16;
+    } else if (layer->format.type == FL_INT8) {
+        layer->integers = fl_integers_for(k);
+        layer->planes = layer->config.activation_bits / 8;
+        layer->format.weight_bytes = 1;
+        layer->format.offset = layer->integers->offset;
+        layer->product = layer->integers->product_int8;
+    }
+}
+
 fl_status fl_create(const fl_config *config, fl_layer **out) {
     if (!out) return fl_fail(FL_BAD_ARGUMENT, "layer: NULL");
     *out = NULL;
@@ -93,6 +120,7 @@ fl_status fl_create(const fl_config *config, fl_layer **out) {
     layer->hidden_stride = fl_round_up(config->hidden_size, kernels->lanes);
     layer->output_stride = fl_round_up(layer->output_size, kernels->lanes);
     choose_kernels(layer);
+    choose_weights(layer);
     *out = layer;
     return FL_OK;
 }

@@ -30,7 +30,7 @@ struct fl_linear {
 /* --- making --- */
 
 static void release(factor *f) {
-    fl_os_free(f->matrix.data);
+    fl_free_matrix(&f->matrix);
     fl_os_free(f->start);
 }
 
@@ -64,9 +64,10 @@ fl_status fl_linear_create(fl_dtype dtype, int64_t in_features, int64_t out_feat
     l->in_features = in_features;
     l->out_features = out_features;
     atomic_init(&l->backward, NULL);
-    const fl_source source = {weight.data, out_features, in_features, 0, 1};
+    const fl_source source = {weight.data, out_features, in_features, 0, 1, NULL};
+    const fl_format format = fl_full_format(kernels);
     l->forward.columns = out_features;
-    if ((status = fl_pack_matrix(kernels, &source, &l->forward.matrix)) ||
+    if ((status = fl_pack_matrix(&format, &source, &l->forward.matrix)) ||
         (status = fl_pack_bias(kernels, source, bias.count ? bias.data : NULL, NULL, &l->forward.start))) {
         fl_linear_free(l);
         return status;
@@ -91,7 +92,7 @@ static const factor *backward_of(const fl_linear *linear) {
     if (f) return f;
     f = calloc(1, sizeof *f);
     const bool packed = f && fl_pack_transposed(l->kernels, &l->forward.matrix, 1, 0, l->out_features, &f->matrix) &&
-                        !fl_pack_bias(l->kernels, (fl_source){NULL, l->in_features, 0, 0, 1}, NULL, NULL, &f->start);
+                        !fl_pack_bias(l->kernels, (fl_source){.units = l->in_features, .gates = 1}, NULL, NULL, &f->start);
     factor *first = NULL;
     if (packed) {
         f->columns = l->in_features;
@@ -126,7 +127,7 @@ static void product(const product_call *c, int64_t begin, int64_t end, int64_t f
         .rows = end - begin,
         .vecs = vecs,
         .parts = 1,
-        .part = {{depth, x, (const char *)c->factor->matrix.data + column * depth * k->element_bytes}},
+        .part = {{.depth = depth, .a = x, .w = (const char *)c->factor->matrix.data + column * depth * k->element_bytes}},
         .start = (const char *)c->factor->start + column * k->element_bytes,
         .start_stride = 0,
         .out = out,

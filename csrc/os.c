@@ -121,6 +121,20 @@ void fl_os_keep_off(int64_t thread, int core) { (void)thread, (void)core; }
 
 void fl_os_yield(void) { sched_yield(); }
 
+#if defined(__linux__) && defined(__x86_64__)
+enum { ARCH_GET_SUPPORTED = 0x1021, ARCH_REQUEST = 0x1023, TILE_DATA = 18 }; /* asm/prctl.h, arch/x86/include/asm/fpu */
+
+bool fl_os_knows_tiles(void) {
+    uint64_t features = 0;
+    return syscall(SYS_arch_prctl, ARCH_GET_SUPPORTED, &features) == 0 && (features >> TILE_DATA & 1);
+}
+
+bool fl_os_allow_tiles(void) { return syscall(SYS_arch_prctl, ARCH_REQUEST, TILE_DATA) == 0; }
+#else
+bool fl_os_knows_tiles(void) { return false; }
+bool fl_os_allow_tiles(void) { return false; }
+#endif
+
 double fl_os_now_us(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -35,6 +35,9 @@ int fl_os_core(void);          /* that it runs on; -1: not known */
 /* Lets a thread of ours run wherever the calling one may, but for that core, if there is another. */
 void fl_os_keep_off(int64_t thread, int core);
 void fl_os_yield(void);
+/* AMX's tile registers, which Linux hands out on request: whether it would; and, for the whole process from now on, please. */
+bool fl_os_knows_tiles(void);
+bool fl_os_allow_tiles(void);
 double fl_os_now_us(void);
 int64_t fl_os_usable_cores(void); /* affinity and cgroup quota, at least 1 */
 void fl_os_at_fork(void (*before)(void), void (*parent)(void), void (*child)(void));

@@ -17,7 +17,7 @@ enum {
     FUSED_ROWS = 24, /* a step of so many rows has the peak without the help of others */
     FUSED_INPUTS = 4,
     L1_WEIGHTS = 28 << 10,
-    ROW_COLUMNS = 64, /* of a tile of one row, with weights from beyond L1 */
+    ROW_COLUMNS = 64, /* of a tile of one row, with weights from beyond L1; twice as many if they are small */
 };
 
 /* Units of a slice or tile begin at multiples of this: `gates` gates of them fill whole blocks and whole panels. */
@@ -45,6 +45,24 @@ static int64_t most_tiles(const fl_scan *s, int phase) {
     return ((l->config.hidden_size + step - 1) / step) * ((s->rows + height - 1) / height);
 }
 
+/* Bytes of a row of `depth` numbers and the scale in front of it, whole lines. */
+static int64_t numbers_bytes(const fl_layer *l, int64_t depth) {
+    return FL_SCALE_BYTES + fl_round_up(depth, 64) * l->planes;
+}
+
+/* What int8 weights are multiplied with: the tile's input, and each worker's own copy of the state, so that no one waits
+ * for another's. */
+static void lay_out_numbers(fl_scan *s, int64_t workers, fl_arena *a) {
+    const fl_layer *l = s->layer;
+    const int64_t inputs = l->config.input_size, stacked = l->directions * l->output_size;
+    s->x_number_bytes = numbers_bytes(l, l->config.num_layers > 1 ? most(inputs, stacked) : inputs);
+    s->h_number_bytes = numbers_bytes(l, most(l->config.hidden_size, l->output_size));
+    s->x_numbers = fl_take(a, s->tile_rows * s->x_number_bytes);
+    s->x_number_rows = fl_take(a, s->tile_rows * (int64_t)sizeof(void *));
+    s->h_numbers = fl_take(a, workers * s->rows * s->h_number_bytes);
+    s->h_number_rows = fl_take(a, workers * s->rows * (int64_t)sizeof(void *));
+}
+
 static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t steps, int64_t workers, void *memory) {
     const fl_kernels *k = layer->kernels;
     const int64_t size = k->element_bytes, gates = layer->cell->gates;
@@ -68,6 +86,7 @@ static int64_t lay_out(fl_scan *s, const fl_layer *layer, int64_t rows, int64_t 
     s->between_rows = fl_take(&a, rows * (int64_t)sizeof(void *));
     s->x_rows = fl_take(&a, s->tile_rows * (int64_t)sizeof(void *));
     s->y_rows = fl_take(&a, rows * (int64_t)sizeof(void *));
+    if (layer->integers) lay_out_numbers(s, workers, &a);
     return a.used;
 }
 
@@ -87,6 +106,10 @@ void fl_scan_init(fl_scan *s, const fl_layer *layer, const fl_direction *weights
         for (int i = 0; i < 2; i++) s->h_rows[i][r] = s->h[i] + r * layer->output_stride * size;
         s->between_rows[r] = s->between + r * layer->hidden_stride * size;
     }
+    for (int64_t r = 0; layer->integers && r < s->tile_rows; r++)
+        s->x_number_rows[r] = s->x_numbers + r * s->x_number_bytes + FL_SCALE_BYTES;
+    for (int64_t r = 0; layer->integers && r < workers * rows; r++)
+        s->h_number_rows[r] = s->h_numbers + r * s->h_number_bytes + FL_SCALE_BYTES;
     /* Padded lanes are computed with, never used: any number will do, but not a stray denormal or NaN of old memory. */
     for (int i = 0; i < 2; i++) memset(s->h[i], 0, (size_t)(rows * layer->output_stride * size));
     memset(s->c, 0, (size_t)(rows * layer->hidden_stride * size));
@@ -156,10 +179,43 @@ void fl_set_columns(fl_product_args *p, int i, const fl_kernels *k, const fl_mat
                     int64_t end) {
     p->vecs = ((end - begin) * gates + k->lanes - 1) >> __builtin_ctz((unsigned)k->lanes); /* a power of two */
     p->part[i].depth = m->depth;
-    p->part[i].w = (const char *)m->data + begin * gates * m->depth * k->element_bytes;
+    p->part[i].w = (const char *)m->data + begin * gates * m->depth * m->weight_bytes;
+    if (!m->scale) return;
+    p->part[i].scale = m->scale + begin * gates;
+    p->part[i].first = m->first + begin * gates;
 }
 
 static int64_t whole_step(const fl_scan *s) { return s->layer->kernels->lanes * s->layer->kernels->panel_vecs; }
+
+/* --- int8 weights --- */
+
+/* Where h is bounded by 1, all its rows have that scale: a state's own magnitude matters only beyond. */
+static const float INPUT_LEAST = 0x1p-100f, STATE_LEAST = 1;
+
+/* The tile's input as numbers, for x_number_rows; too short for the workers to share. */
+static void round_input(const fl_scan *s) {
+    s->layer->integers->round_int8(&(fl_round_args){.rows = s->tile_count,
+.planes = s->layer->planes,
+                                               .depth = s->weights->inputs,
+                                               .a = s->x_rows,
+                                               .least = INPUT_LEAST,
+                                               .out = (char *)s->x_number_rows[0],
+                                               .out_bytes = s->x_number_bytes});
+}
+
+/* A worker's copy of rows of the state or of what is between as numbers; without int8 weights the rows themselves. */
+static const void *const *factor_rows(const fl_scan *s, const void *const *rows, int64_t depth, int64_t worker) {
+    if (!s->layer->integers) return rows;
+    const void *const *numbers = s->h_number_rows + worker * s->rows;
+    s->layer->integers->round_int8(&(fl_round_args){.rows = s->active,
+.planes = s->layer->planes,
+                                               .depth = depth,
+                                               .a = rows,
+                                               .least = STATE_LEAST,
+                                               .out = (char *)numbers[0],
+                                               .out_bytes = s->h_number_bytes});
+    return numbers;
+}
 
 /* projected[row] = bias + W_x x[row] for the rows of the tile */
 static void project_input(void *context, int64_t slice, int64_t slices, int64_t worker) {
@@ -170,13 +226,13 @@ static void project_input(void *context, int64_t slice, int64_t slices, int64_t 
     const fl_range units = fl_slice(s->layer->config.hidden_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * gates * k->element_bytes;
-    fl_product_args p = {.rows = s->tile_count, .parts = 1};
+    fl_product_args p = {.rows = s->tile_count, .parts = 1, .planes = s->layer->planes};
     fl_set_columns(&p, 0, k, &s->weights->input, gates, units.begin, units.end);
-    p.part[0].a = s->x_rows;
+    p.part[0].a = s->layer->integers ? s->x_number_rows : s->x_rows;
     p.start = (const char *)s->weights->bias + first;
     p.out = s->projected + first;
     p.out_stride = s->projected_stride;
-    k->product(&p);
+    s->layer->product(&p);
 }
 
 static bool writes_y(const fl_layer *l, int phase) { return phase == l->cell->phases - 1 && !l->config.proj_size; }
@@ -196,7 +252,7 @@ static void fill_calls(const fl_scan *s, int phase, int parity, fl_calls *calls,
         .state_bytes = state,
         .projected_bytes = (row * s->projected_stride + begin * l->cell->gates) * size,
         .memory_bytes = (row * memory_stride + begin * memory_gates) * size,
-        .product = {.rows = rows, .parts = s->fused ? 2 : 1, .out_stride = z_stride},
+        .product = {.rows = rows, .parts = s->fused ? 2 : 1, .planes = l->planes, .out_stride = z_stride},
         .cell = {.rows = rows,
                  .hidden = l->config.hidden_size,
                  .begin = begin,
@@ -238,7 +294,8 @@ static void follow_memory(const fl_scan *s, int phase, fl_calls *calls) {
 
 /* The product of the tile and the update that reads it. A step of a small layer is over in 200 cycles, of which this
  * function should not be many. */
-static inline void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch, const fl_calls *next) {
+static inline void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *scratch, const fl_calls *next,
+                            const void *const *numbers) {
     const fl_layer *l = s->layer;
     const char *projected = s->tile + calls->projected_bytes;
     fl_product_args *p = &calls->product;
@@ -250,8 +307,9 @@ static inline void run_tile(const fl_scan *s, int phase, fl_calls *calls, char *
     u->z = scratch;
     u->zx = projected;
     u->y_offset = s->y_offset;
+    if (numbers) p->part[s->fused].a = numbers + calls->row;
     if (s->memory) follow_memory(s, phase, calls);
-    l->kernels->product(p);
+    l->product(p);
     if (s->memory && l->keep[phase]) l->keep[phase](u);
     l->update[phase](u);
 }
@@ -280,8 +338,9 @@ static void set_active(fl_scan *s, int64_t active, bool fused, int64_t slices) {
         if (slices > 1 && t->width > share) t->width = share;
         /* One row whose weights come from beyond L1: small tiles, so that an update runs while the next tile's come. */
         const int64_t depth = s->weights->recurrent[i].depth + (fused ? s->weights->input.depth : 0);
-        if (active == 1 && depth * H * l->cell->phase[i].gates * k->element_bytes > L1_WEIGHTS)
-            t->width = even_share((H + step - 1) / step, ROW_COLUMNS / step_columns(l, i)) * step;
+        const int64_t columns = l->format.type == FL_FULL ? ROW_COLUMNS : 2 * ROW_COLUMNS;
+        if (active == 1 && depth * H * l->cell->phase[i].gates * l->format.weight_bytes > L1_WEIGHTS)
+            t->width = even_share((H + step - 1) / step, columns / step_columns(l, i)) * step;
         t->across = (H + t->width - 1) / t->width;
         t->down = (active + height - 1) / height;
         for (int64_t j = 0; j < t->across * t->down; j++) {
@@ -302,8 +361,13 @@ static void run_phase(const fl_scan *s, int phase, int64_t slice, int64_t slices
     /* Every other step backwards: the end of one sweep is still in cache when the next begins. */
     const int64_t step = s->parity ? -1 : 1;
     fl_calls *calls = t->calls[s->parity] + (s->parity ? last - 1 : first);
+    const fl_layer *l = s->layer;
+    const void *const *numbers = NULL;
+    if (l->integers && first < last)
+        numbers = phase == 0 ? factor_rows(s, s->h_rows[s->parity], l->output_size, worker)
+                             : factor_rows(s, s->between_rows, l->config.hidden_size, worker);
     for (int64_t left = last - first; left > 0; left--, calls += step)
-        run_tile(s, phase, calls, scratch, left > 1 ? calls + step : calls);
+        run_tile(s, phase, calls, scratch, left > 1 ? calls + step : calls, numbers);
 }
 
 static void first_phase(void *context, int64_t slice, int64_t slices, int64_t worker) {
@@ -316,20 +380,19 @@ static void second_phase(void *context, int64_t slice, int64_t slices, int64_t w
 
 /* h' = W_hr between */
 static void project_output(void *context, int64_t slice, int64_t slices, int64_t worker) {
-    (void)worker;
     const fl_scan *s = context;
     const fl_layer *l = s->layer;
     const fl_kernels *k = l->kernels;
     const fl_range units = fl_slice(l->output_size, whole_step(s), slice, slices);
     if (units.begin >= units.end) return;
     const int64_t first = units.begin * k->element_bytes;
-    fl_product_args p = {.rows = s->active, .parts = 1};
+    fl_product_args p = {.rows = s->active, .parts = 1, .planes = l->planes};
     fl_set_columns(&p, 0, k, &s->weights->projection, 1, units.begin, units.end);
-    p.part[0].a = s->between_rows;
+    p.part[0].a = factor_rows(s, s->between_rows, l->config.hidden_size, worker);
     p.start = (const char *)s->weights->zeros + first;
     p.out = s->h_out + first;
     p.out_stride = l->output_stride;
-    k->product(&p);
+    l->product(&p);
     for (int64_t r = 0; r < s->active; r++)
         memcpy((char *)s->y_rows[r] + s->y_offset * k->element_bytes + first,
                s->h_out + r * l->output_stride * k->element_bytes + first,
@@ -393,9 +456,10 @@ void fl_scan_run(fl_scan *s, const fl_rows *rows, fl_team *team) {
             tile_end = t + count;
             fused = !l->cell->separate && !rows->in_place &&
                     (count == 1 || active >= FUSED_ROWS || s->weights->input.depth <= FUSED_INPUTS);
+            if (l->integers) round_input(s);
             if (!fused) run_stage(team, project_input, s);
             s->tile = s->projected;
-            s->step_x = s->x_rows;
+            s->step_x = l->integers ? s->x_number_rows : s->x_rows;
         }
         if (active != s->active || fused != s->fused || slices != s->slices) set_active(s, active, fused, slices);
         s->y_offset = t * rows->y_step;

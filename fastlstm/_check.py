@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,9 @@ class Options(NamedTuple):
     reverse: bool = False
     activations: tuple[Activation, ...] | None = None
     clip: float | None = None
+    # Of a layer that `quantize` made; no constructor takes them.
+    weight_dtype: str | None = None  # of its matrices: one of WEIGHT_DTYPES; None: dtype
+    activation_bits: int | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -134,6 +138,7 @@ class Options(NamedTuple):
     def given(self) -> dict[str, Any]:
         """The options that this cell takes."""
         names = COMMON | CELLS[self.cell].options
+        names |= {name for name in QUANTIZED if getattr(self, name) is not None}
         return {name: value for name, value in self._asdict().items() if name in names}
 
     def core(self) -> dict[str, Any]:
@@ -142,7 +147,11 @@ class Options(NamedTuple):
         chosen = self.activations or ((self.nonlinearity,) if self.cell == "rnn" else own)
         resolved = None if chosen == own else tuple(_with_defaults(spec) for spec in chosen)
         python_only = {"batch_first", "dropout", "nonlinearity"}
-        return {n: v for n, v in self._asdict().items() if n not in python_only} | {"activations": resolved}
+        bits = self.activation_bits or 0
+        return {n: v for n, v in self._asdict().items() if n not in python_only} | {
+            "activations": resolved,
+            "activation_bits": bits,
+        }
 
     def __repr__(self) -> str:
         """As PyTorch writes a module: the sizes, then what differs from the default."""
@@ -154,13 +163,22 @@ class Options(NamedTuple):
         return f"{CELLS[self.cell].name}({', '.join(words)})"
 
 
-COMMON = frozenset(Options._fields) - {"cell"} - frozenset().union(*(cell.options for cell in CELLS.values()))
+QUANTIZED = frozenset({"weight_dtype", "activation_bits"})
+COMMON = (
+    frozenset(Options._fields)
+    - {"cell"}
+    - QUANTIZED
+    - frozenset().union(*(cell.options for cell in CELLS.values()))
+)
+WEIGHT_DTYPES = {"bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # and what holds them
+MATRIX = re.compile(r"(?:weight_ih|weight_hh|weight_hr)_l\d+(?:_reverse)?")  # the parameters that shrink
+MOST_INT8 = 1 << 16  # inputs of a layer with int8 weights, and twice its units: their sums are proven
 
 
 def options(cell: str, /, **given: Any) -> Options:
     """Check the options of a constructor. TypeError or ValueError name the option."""
     kind = CELLS[cell]
-    unknown = given.keys() - COMMON - kind.options
+    unknown = given.keys() - COMMON - QUANTIZED - kind.options
     if unknown:
         raise TypeError(f"{kind.name} takes no option {', '.join(sorted(unknown))}")
     missing = {"input_size", "hidden_size"} - given.keys()
@@ -217,7 +235,27 @@ def options(cell: str, /, **given: Any) -> Options:
             f"input_size={o.input_size}, hidden_size={o.hidden_size}, num_layers={o.num_layers}: "
             f"the parameters would take more bytes than can be addressed ({sys.maxsize})"
         )
-    return o
+    return quantized(o, o.weight_dtype, o.activation_bits)
+
+
+def quantized(o: Options, dtype: str | None, activation_bits: int | None) -> Options:
+    """The options of the layer whose weights `quantize` made smaller."""
+    if dtype is None and activation_bits is None:
+        return o
+    if not isinstance(dtype, str) or dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(repr, WEIGHT_DTYPES))}, got {_got(dtype)}")
+    if o.dtype != "float32":
+        raise ValueError(f"quantize: {dtype} weights are for float32 layers, not {o.dtype}")
+    if dtype != "int8" and activation_bits is not None:
+        raise ValueError(f"activation_bits is for int8 weights, not {dtype}")
+    if dtype == "int8":
+        activation_bits = integer("activation_bits", 8 if activation_bits is None else activation_bits, 8, 16)
+        if activation_bits not in (8, 16):
+            raise ValueError(f"activation_bits must be 8 or 16, got {activation_bits}")
+        for name, most in (("input_size", MOST_INT8), ("hidden_size", MOST_INT8 // 2)):
+            if getattr(o, name) > most:
+                raise ValueError(f"{name} must be at most {most} with int8 weights, got {getattr(o, name)}")
+    return o._replace(weight_dtype=dtype, activation_bits=activation_bits)
 
 
 class EmbeddingOptions(NamedTuple):
@@ -987,6 +1025,37 @@ def mismatch(wanted: Mapping[str, Shape], got: Mapping[str, Shape], strict: bool
 def _listing(names: Iterable[Any], most: int = 40) -> str:
     texts = [f"{name!s:.200}" for name in names]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def held(o: AnyOptions) -> dict[str, tuple[np.dtype[Any], Shape]]:
+    """The arrays that hold the parameters, in memory and in files: those of `shapes`, but that smaller
+    weights are of their own type, and int8 ones have a `.scale` for each row beside them."""
+    if isinstance(o, SequentialOptions):
+        return {f"{i}.{n}": a for i, part in enumerate(o.modules) for n, a in held(part).items()}
+    dtype = np.dtype(o.dtype or np.float32)
+    weight_dtype = o.weight_dtype if isinstance(o, Options) else None
+    arrays = {}
+    for name, shape in o.shapes().items():
+        arrays[name] = (dtype, shape)
+        if weight_dtype is not None and MATRIX.fullmatch(name):
+            arrays[name] = (WEIGHT_DTYPES[weight_dtype], shape)
+            if weight_dtype == "int8":
+                arrays[f"{name}.scale"] = (dtype, shape[:1])
+    return arrays
+
+
+def held_arrays(value: Mapping[str, Array], o: AnyOptions) -> dict[str, Array]:
+    """Read-only copies of arrays that are as `held` says, of a file or a pickle; ValueError if they are not."""
+    wanted = held(o)
+    wrong = mismatch({n: s for n, (_, s) in wanted.items()}, {n: np.shape(a) for n, a in value.items()})
+    if wrong:
+        raise ValueError(f"the parameters do not fit {o!r}: {wrong}")
+    for name, (dtype, _) in wanted.items():
+        if value[name].dtype != dtype:
+            raise ValueError(f"{name} must hold {dtype}, got {value[name].dtype}")
+        if name.endswith(".scale") and not (np.isfinite(value[name]) & (value[name] >= 0)).all():
+            raise ValueError(f"{name} must hold finite numbers of 0 or more")
+    return {name: frozen(np.array(value[name], dtype, order="C")) for name, (dtype, _) in wanted.items()}
 
 
 def parameters(

@@ -2,7 +2,7 @@
 """The Cython edge: buffers in, one call of the C core, exceptions out. Arguments come validated from `_check`; only
 `StreamCore.step` checks its two arrays itself, because that path can afford nothing else."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strcmp
 
@@ -26,6 +26,10 @@ cdef extern from "fastlstm.h" nogil:
     ctypedef enum fl_dtype:
         FL_FLOAT32
         FL_FLOAT64
+    ctypedef enum fl_weight_type:
+        FL_FULL
+        FL_BFLOAT16
+        FL_INT8
     ctypedef struct fl_activation:
         int32_t kind
         double alpha, beta
@@ -36,12 +40,13 @@ cdef extern from "fastlstm.h" nogil:
         int32_t bidirectional, reverse, bias, peepholes, forget_gate, coupled_gates, reset_after, own_activations
         fl_activation activations[3]
         double clip
+        int32_t weight_type, activation_bits
     ctypedef struct fl_array:
         const void *data
         int64_t count
     ctypedef struct fl_weights:
         size_t size
-        fl_array weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole
+        fl_array weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, scale_ih, scale_hh, scale_hr
     ctypedef struct fl_sequence:
         size_t size
         int64_t T, B
@@ -82,6 +87,8 @@ cdef extern from "fastlstm.h" nogil:
     fl_status fl_create(const fl_config *, fl_layer **)
     void fl_free(fl_layer *)
     fl_status fl_set_weights(fl_layer *, const fl_weights *, int64_t)
+    fl_status fl_to_bfloat16(const float *, int64_t, uint16_t *)
+    fl_status fl_to_int8(const float *, int64_t, int64_t, int8_t *, float *)
     fl_status fl_forward(const fl_layer *, const fl_sequence *)
     double fl_estimate_us(const fl_layer *, int64_t, int64_t)
     fl_status fl_record(const fl_layer *, int64_t, const fl_sequence *, int64_t, fl_tape **)
@@ -100,6 +107,8 @@ cdef extern from "fastlstm.h" nogil:
     fl_status fl_set_spin_us(double)
     const char *fl_isa()
     const char *fl_isa_at(int64_t)
+    const char *fl_integer_isa()
+    const char *fl_integer_isa_at(int64_t)
     const char *fl_cpu_features()
 
 cdef extern from "kernels/kernels.h" nogil:
@@ -147,6 +156,7 @@ cdef extern from *:
 cdef double GIL_US = 20.0
 
 _CELLS = {"lstm": FL_LSTM, "gru": FL_GRU, "rnn": FL_RNN, "gated_rnn": FL_GATED_RNN}
+_WEIGHT_TYPES = {None: FL_FULL, "bfloat16": FL_BFLOAT16, "int8": FL_INT8}
 _DTYPES = {"float32": FL_FLOAT32, "float64": FL_FLOAT64}
 _ACTIVATIONS = (
     "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
@@ -185,11 +195,12 @@ cdef class Core:
     cdef readonly bint has_c
     cdef readonly object dtype
     cdef int type_num, item_size
-    cdef readonly bint bias, peepholes, projected
+    cdef readonly bint bias, peepholes, projected, scaled
 
     def __cinit__(self, *, str cell, str dtype, int64_t input_size, int64_t hidden_size, int64_t num_layers,
                   bint bidirectional, bint reverse, bint bias, int64_t proj_size, bint peepholes, bint forget_gate,
-                  bint coupled_gates, bint reset_after, activations, clip):
+                  bint coupled_gates, bint reset_after, activations, clip, weight_dtype=None,
+                  int activation_bits=0):
         cdef fl_config config
         fl_config_init(&config, <fl_cell_kind><int>_CELLS[cell], input_size, hidden_size)
         config.dtype = _DTYPES[dtype]
@@ -203,6 +214,8 @@ cdef class Core:
         config.coupled_gates = coupled_gates
         config.reset_after = reset_after
         config.clip = 0.0 if clip is None else clip
+        config.weight_type = _WEIGHT_TYPES[weight_dtype]
+        config.activation_bits = activation_bits
         if activations is not None:
             config.own_activations = 1
             for i, (name, alpha, beta) in enumerate(activations):
@@ -222,6 +235,7 @@ cdef class Core:
         self.bias = bias
         self.peepholes = peepholes
         self.projected = proj_size > 0
+        self.scaled = weight_dtype == "int8"
 
     def __dealloc__(self):
         fl_free(self.layer)
@@ -245,6 +259,11 @@ cdef class Core:
                     w.bias_hh = array_of(params[f"bias_hh_{suffix}"])
                 if self.projected:
                     w.weight_hr = array_of(params[f"weight_hr_{suffix}"])
+                if self.scaled:
+                    w.scale_ih = array_of(params[f"weight_ih_{suffix}.scale"])
+                    w.scale_hh = array_of(params[f"weight_hh_{suffix}.scale"])
+                    if self.projected:
+                        w.scale_hr = array_of(params[f"weight_hr_{suffix}.scale"])
                 if self.peepholes:
                     w.weight_peephole = array_of(params[f"weight_peephole_{suffix}"])
             with nogil:
@@ -496,6 +515,25 @@ cdef class StreamCore:
         return other
 
 
+def to_bfloat16(cnp.ndarray weight not None):
+    """The upper halves, uint16, of a float32 array rounded to bfloat16, to nearest even."""
+    cdef cnp.ndarray source = np.ascontiguousarray(weight, np.float32)
+    cdef cnp.ndarray out = np.empty((<object>source).shape, np.uint16)
+    check(fl_to_bfloat16(<const float *>cnp.PyArray_DATA(source), source.size, <uint16_t *>cnp.PyArray_DATA(out)))
+    return out
+
+
+def to_int8(cnp.ndarray weight not None):
+    """int8 [rows, columns] and float32 scale [rows] of a float32 matrix. ValueError if a weight is not finite."""
+    cdef cnp.ndarray source = np.ascontiguousarray(weight, np.float32)
+    cdef int64_t rows = (<object>source).shape[0], columns = (<object>source).shape[1]
+    cdef cnp.ndarray out = np.empty((rows, columns), np.int8)
+    cdef cnp.ndarray scale = np.empty(rows, np.float32)
+    check(fl_to_int8(<const float *>cnp.PyArray_DATA(source), rows, columns, <int8_t *>cnp.PyArray_DATA(out),
+                     <float *>cnp.PyArray_DATA(scale)))
+    return out, scale
+
+
 def set_num_threads(int64_t n):
     check(fl_set_num_threads(n))
 
@@ -519,6 +557,17 @@ def isas():
     names = []
     while fl_isa_at(len(names)) != NULL:
         names.append(fl_isa_at(len(names)).decode())
+    return tuple(names)
+
+
+def integer_isa():
+    return fl_integer_isa().decode()
+
+
+def integer_isas():
+    names = []
+    while fl_integer_isa_at(len(names)) != NULL:
+        names.append(fl_integer_isa_at(len(names)).decode())
     return tuple(names)
 
 

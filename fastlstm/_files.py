@@ -37,6 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
+    "I8": np.dtype("i1"),
 }
 PARAMETER = re.compile(
     r"(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr|weight_peephole)_l(\d{1,4})(_reverse)?", re.ASCII
@@ -71,7 +72,7 @@ def write_tensors(
     path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> None:
     """A file of any arrays and metadata; the same for the same arguments, to the last byte."""
-    names = {dtype.newbyteorder("<"): name for name, dtype in DTYPES.items() if name != "BF16"}
+    names = {dtype.newbyteorder("<"): name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, stop = [], 0
     # Wide types first: so each tensor is aligned to its own type.
@@ -137,10 +138,12 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOpt
             parts = _parts(facts) if kind == "Sequential" else None
         options = _merged(path, kind, facts, given, own) if parts is None else _converted(parts, given)
         with _blaming(path):
-            wrong = _check.mismatch(options.shapes(), {name: e.shape for name, e in entries.items()})
+            held = _check.held(options)
+            shapes = {name: shape for name, (_, shape) in held.items()}
+            wrong = _check.mismatch(shapes, {name: e.shape for name, e in entries.items()})
             if wrong:
                 raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
-            return options, {name: _tensor(file, name, entries[name]) for name in options.shapes()}
+            return options, {name: _tensor(file, name, entries[name], held[name][0]) for name in held}
 
 
 @contextlib.contextmanager
@@ -263,18 +266,22 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
-def _tensor(file: BinaryIO, name: str, entry: Entry) -> Array:
-    """The tensor; float16 and bfloat16 become float32, exactly."""
+def _tensor(file: BinaryIO, name: str, entry: Entry, wanted: np.dtype[Any]) -> Array:
+    """The tensor in the wanted type: of small weights as it is, else from float16 and bfloat16 by float32."""
     dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
+    small = wanted in _check.WEIGHT_DTYPES.values()
+    if dtype != wanted if small else entry.dtype == "I8":
+        names = [n for n, d in DTYPES.items() if (d == wanted if small else n != "I8")]
+        raise ValueError(f"{name} has dtype {entry.dtype}, wanted {' or '.join(names)}")
     file.seek(entry.start)
     array: Array = np.fromfile(file, dtype, count)
     if len(array) != count:
         raise ValueError(f"ends within {name}")
-    if entry.dtype == "BF16":  # the upper half of a float32
+    if entry.dtype == "BF16" and not small:  # the upper half of a float32
         array = (array.astype("<u4") << 16).view("<f4")
     if entry.dtype == "F16":
         array = array.astype("<f4")
-    return array.reshape(entry.shape)
+    return array.reshape(entry.shape).astype(wanted, copy=False)
 
 
 # --- what a file says ---------------------------------------------------------------------------------------
@@ -378,6 +385,8 @@ def _merged(
             f"{path}: a bare RNN file does not tell its activation: "
             "say load(path, nonlinearity='tanh') or 'relu', or give activations"
         )
+    if not own and given.keys() & _check.QUANTIZED:
+        raise ValueError(f"{path}: a bare file holds no quantized layer: load it, then call quantize")
     with _blaming(path):
         told = _check.module(cell, **facts)
     merged = _check.module(cell, **{**facts, **given})

@@ -7,6 +7,7 @@ call or step by step, on any number of threads.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import operator
 import os
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _check, layers
+from . import _check, _quantize, layers
 from ._core import LinearCore
 from .layers import GRU, LSTM, RNN, Array, GatedRNN, LoadResult, Stream, _Layer, _Option
 from .tape import Gradients
@@ -45,6 +46,10 @@ class _Module:
     def _set_parameters(self, parameters: dict[str, Array]) -> None:
         raise NotImplementedError
 
+    def _held_by(self, parameters: dict[str, Array]) -> dict[str, Array]:
+        """These parameters, checked, as `_parameters` holds them."""
+        return parameters
+
     def state_dict(self) -> dict[str, Array]:
         """Copies of the parameters under PyTorch's names, in PyTorch's order."""
         return {name: v.copy() for name, v in self._parameters.items()}
@@ -61,7 +66,7 @@ class _Module:
         strict = _check.flag("strict", strict)
         new, missing, unexpected = _check.parameters(state_dict, self._options, strict)
         with self._locked():
-            self._set_parameters({**self._parameters, **new})
+            self._set_parameters({**self._parameters, **self._held_by(new)})
         return LoadResult(missing, unexpected)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -408,6 +413,31 @@ class Sequential(_Module):
     def _parameters(self) -> dict[str, Array]:
         return {f"{i}.{n}": v for i, part in enumerate(self._modules) for n, v in part._parameters.items()}
 
+    def _held_by(self, parameters: dict[str, Array]) -> dict[str, Array]:
+        arrays = dict(parameters)
+        for i, o in enumerate(self._options.modules):
+            if isinstance(o, _check.Options):
+                own = {n: arrays.pop(f"{i}.{n}") for n in o.shapes() if f"{i}.{n}" in arrays}
+                arrays |= {f"{i}.{n}": v for n, v in _quantize.held(own, o).items()}
+        return arrays
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters under torch.nn.Sequential's names; rounded ones of quantized layers."""
+        return {f"{i}.{n}": v for i, part in enumerate(self._modules) for n, v in part.state_dict().items()}
+
+    def quantize(self, dtype: str, *, activation_bits: int | None = None) -> Self:
+        """A new model whose recurrent layers have smaller weights, as `LSTM.quantize` makes them; copies of
+        the others, which stay float32. Raises ValueError as that does, and if no module is recurrent."""
+        if not self._options.recurrent:
+            raise ValueError("quantize: no module of the Sequential is a recurrent layer")
+        parts = [
+            _noted(i, part, part.quantize, dtype, activation_bits=activation_bits)
+            if isinstance(part, _Layer)
+            else copy.copy(part)
+            for i, part in enumerate(self._modules)
+        ]
+        return _restore_sequential(type(self), *parts)  # type: ignore[return-value]
+
     def _locked(self) -> contextlib.AbstractContextManager[Any]:
         with contextlib.ExitStack() as stack:
             for part in sorted(self._modules, key=id):  # in one order, whatever other models they are in
@@ -659,7 +689,7 @@ def _by_module(
 ) -> Iterator[dict[str, Array]]:
     """The parameters of a Sequential, of each module under its own names."""
     for i, o in enumerate(options.modules):
-        yield {name: parameters[f"{i}.{name}"] for name in o.shapes()}
+        yield {name: parameters[f"{i}.{name}"] for name in _check.held(o)}
 
 
 # --- streams ------------------------------------------------------------------------------------------------

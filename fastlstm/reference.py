@@ -27,10 +27,11 @@ through time: what it does and how to do it").
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -130,9 +131,31 @@ class Options(NamedTuple):
 # --- the cells --------------------------------------------------------------------------------------------
 
 
+def product(x: Array, name: str, w: Weights, least: float = 1.0) -> Array:
+    """W x: [.., n] -> [.., m]; of a layer with int8 weights in whole numbers, and a scale for each row.
+
+        W ≈ s_W⊙n_W, s_W = max|W| / 127 by output;  x ≈ s_x n_x, s_x = max(max|x|, least) / most by row.
+
+    `most` is 127 of 8 bits and 127·256 + 127 of 16 (two signed bytes). NaN or an infinity in x makes its row
+    NaN. Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", symmetric.
+    """
+    weight = w[name]
+    if "activation_bits" not in w:
+        return x @ weight.T
+    most = x.dtype.type(127 if w["activation_bits"] == 8 else 127 * 256 + 127)
+    largest = np.maximum(np.abs(x).max(-1, keepdims=True), x.dtype.type(least))
+    fine = np.isfinite(largest)
+    n_x = np.rint(np.where(fine, x, 0) * (most / np.where(fine, largest, 1)))
+    s_weight = np.abs(weight).max(-1) / weight.dtype.type(127)
+    n_weight = np.rint(weight / np.where(s_weight > 0, s_weight, 1)[:, None])
+    sums = n_x.astype(np.float64) @ n_weight.T.astype(np.float64)  # exact: whole numbers below 2^53
+    return np.where(fine, sums * (largest / most * s_weight), np.nan).astype(x.dtype)
+
+
 def recurrent(h: Array, w: Weights) -> Array:
     """u = W_hh h + b_hh: [B, P] -> [B, G·H]."""
-    return h @ w["weight_hh"].T + w.get("bias_hh", 0)
+    return product(h, "weight_hh", w) + w.get("bias_hh", 0)
 
 
 def recurrent_backward(du: Array, h: Array, w: Weights, dw: Weights) -> Array:
@@ -141,6 +164,19 @@ def recurrent_backward(du: Array, h: Array, w: Weights, dw: Weights) -> Array:
     if "bias_hh" in w:
         dw["bias_hh"] += du.sum(0)
     return du @ w["weight_hh"]
+
+
+def bfloat16(weight: Array) -> Array:
+    """Rounded to 8 bits of mantissa, to nearest even."""
+    mantissa, exponent = np.frexp(weight)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(weight.dtype)
+
+
+def int8(weight: Array) -> Array:
+    """Each row rounded to multiples of -127 to 127 of a scale that has 17 bits."""
+    mantissa, exponent = np.frexp(np.abs(weight).max(-1, keepdims=True) / 127)
+    scale = np.ldexp(np.ceil(mantissa * 2**17) / 2**17, exponent)
+    return (np.rint(weight / np.where(scale > 0, scale, 1)) * scale).astype(weight.dtype)
 
 
 def split(s: Array, gates: int) -> Array:
@@ -176,7 +212,7 @@ def lstm_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
         s_o = s_o + p[2] * c_new
     o = gate(s_o)
     y = output(c_new)
-    h_new = (o * y) @ w["weight_hr"].T if "weight_hr" in w else o * y
+    h_new = product(o * y, "weight_hr", w) if "weight_hr" in w else o * y
     return (h_new, c_new), (h, c, s_i, s_f, s_g, s_o, i, f, g, o, y, c_new)
 
 
@@ -277,7 +313,8 @@ def gru_part(w: Weights, gates: str) -> Weights:
     """The rows of "rz" or of "n" in the parameters that act on the state, as views."""
     size = len(w["weight_hh"]) // 3
     rows = slice(2 * size) if gates == "rz" else slice(2 * size, None)
-    return {name: w[name][rows] for name in ("weight_hh", "bias_hh") if name in w}
+    part = {name: w[name][rows] for name in ("weight_hh", "bias_hh") if name in w}
+    return part | {name: w[name] for name in ("activation_bits",) if name in w}
 
 
 def gated_rnn_step(a: Array, state: States, w: Weights, opt: Options) -> Stepped:
@@ -358,7 +395,7 @@ class Run:
     ) -> None:
         self.cell, self.opt, self.w, self.x, self.path = cell, opt, w, x, path
         self.memories: list[States] = []
-        a = np.tensordot(x, w["weight_ih"], axes=(2, 1)) + w.get("bias_ih", 0)
+        a = product(x, "weight_ih", w, least=2.0**-100) + w.get("bias_ih", 0)
         self.y = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
         self.state = tuple(v.copy() for v in state)
         for rows, t in path:
@@ -427,6 +464,21 @@ class _Layer:
         rng, k = np.random.default_rng(seed), 1 / math.sqrt(self.hidden_size)
         drawn = {name: rng.uniform(-k, k, shape) for name, shape in self._shapes().items()}
         self._parameters = {name: v.astype(self.dtype) for name, v in drawn.items()}
+        self._activation_bits: int | None = None
+
+    def quantize(self, dtype: str, *, activation_bits: int | None = None) -> Self:
+        """A copy with matrices rounded to "bfloat16" or "int8", as the fast layers' `quantize`, whose scales
+        are rounded up to 17 bits. It runs in this layer's dtype, and does not refuse `record`."""
+        _require(dtype in ("bfloat16", "int8"), "dtype", "'bfloat16' or 'int8'", dtype)
+        _require(activation_bits in (None, 8, 16), "activation_bits", "8 or 16", activation_bits)
+        layer = copy.copy(self)
+        layer._activation_bits = (activation_bits or 8) if dtype == "int8" else None
+        small = bfloat16 if dtype == "bfloat16" else int8
+        layer._parameters = {
+            n: small(v) if n.startswith(("weight_ih", "weight_hh", "weight_hr")) else v.copy()
+            for n, v in self._parameters.items()
+        }
+        return layer
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the parameters, in PyTorch's order; in this order they are drawn, too."""
@@ -448,8 +500,10 @@ class _Layer:
     def _weights(self, end: str) -> Weights:
         """The parameters of one layer and direction. Those of an f that isn't computed count as 0."""
         w = {name.removesuffix(end): v for name, v in self._parameters.items() if name.endswith(end)}
+        if self._activation_bits is not None:
+            w["activation_bits"] = np.array(self._activation_bits)
         if self._options.coupled_gates or not self._options.forget_gate:
-            for name in w.keys() - {"weight_hr"}:
+            for name in w.keys() - {"weight_hr", "activation_bits"}:
                 w[name] = w[name].copy()
                 w[name][1 if name == "weight_peephole" else slice(self.hidden_size, 2 * self.hidden_size)] = 0
         return w

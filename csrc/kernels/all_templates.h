@@ -1,13 +1,20 @@
 /* Every kernel of one dtype and instruction set, and their table. Included once a dtype by each isa_<isa>.c. */
+#ifdef FL_IS_F32
+#define FL_KERNEL_F32(op, type, doc) type FL_NAME(fl_##op);
+#endif
 #define FL_KERNEL(op, type, doc) type FL_NAME(fl_##op);
 #include "kernels.inc"
-#undef FL_KERNEL
 
 #include "math_template.h"
 
 #include "activation_template.h"
 #include "cell_template.h"
 #include "product_template.h"
+#ifdef FL_IS_F32
+#define FL_BFLOAT16_WEIGHTS
+#include "product_template.h"
+#undef FL_BFLOAT16_WEIGHTS
+#endif
 
 #include "outer_template.h"
 
@@ -19,6 +26,9 @@
 
 #include "roof_template.h"
 
+#ifdef FL_IS_F32
+#define FL_KERNEL_F32(op, type, doc) .op = FL_NAME(fl_##op),
+#endif
 #define FL_KERNEL(op, type, doc) .op = FL_NAME(fl_##op),
 const fl_kernels FL_NAME(fl_kernels) = {
     .isa = FL_ISA,
@@ -28,4 +38,3 @@ const fl_kernels FL_NAME(fl_kernels) = {
     .element_bytes = sizeof(real),
 #include "kernels.inc"
 };
-#undef FL_KERNEL

@@ -11,10 +11,12 @@
 #endif
 
 #include "simd_avx2.h"
+#include "simd_integer_avx2.h"
 
 #define FL_ISA "avx2"
 #define fl_kernels_f32 fl_kernels_f32_avx2
 #define fl_product_f32 fl_product_f32_avx2
+#define fl_product_bf16_f32 fl_product_bf16_f32_avx2
 #define fl_lstm_f32 fl_lstm_f32_avx2
 #define fl_lstm_general_f32 fl_lstm_general_f32_avx2
 #define fl_gru_f32 fl_gru_f32_avx2
@@ -81,6 +83,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_avx2
 #define fl_roof_chain_f64 fl_roof_chain_f64_avx2
 #define fl_roof_read_f64 fl_roof_read_f64_avx2
+#define fl_integers fl_integers_avx2
+#define fl_product_int8 fl_product_int8_avx2
+#define fl_round_int8 fl_round_int8_avx2
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -89,6 +94,8 @@
 #undef FL_DTYPE
 #define FL_DTYPE f64
 #include "all_templates.h"
+#undef FL_DTYPE
+#include "integer_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,10 +5,12 @@
 #include <arm_neon.h>
 
 #include "simd_neon.h"
+#include "simd_integer_neon.h"
 
 #define FL_ISA "neon"
 #define fl_kernels_f32 fl_kernels_f32_neon
 #define fl_product_f32 fl_product_f32_neon
+#define fl_product_bf16_f32 fl_product_bf16_f32_neon
 #define fl_lstm_f32 fl_lstm_f32_neon
 #define fl_lstm_general_f32 fl_lstm_general_f32_neon
 #define fl_gru_f32 fl_gru_f32_neon
@@ -75,6 +77,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_neon
 #define fl_roof_chain_f64 fl_roof_chain_f64_neon
 #define fl_roof_read_f64 fl_roof_read_f64_neon
+#define fl_integers fl_integers_neon
+#define fl_product_int8 fl_product_int8_neon
+#define fl_round_int8 fl_round_int8_neon
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -83,6 +88,8 @@
 #undef FL_DTYPE
 #define FL_DTYPE f64
 #include "all_templates.h"
+#undef FL_DTYPE
+#include "integer_template.h"
 #else
 typedef int fl_no_neon; /* ISO C forbids an empty file */
 #endif

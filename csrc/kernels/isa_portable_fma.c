@@ -10,10 +10,12 @@
 
 #define FL_FMA_IS_EXACT
 #include "simd_portable.h"
+#include "simd_integer_portable.h"
 
 #define FL_ISA "portable"
 #define fl_kernels_f32 fl_kernels_f32_portable_fma
 #define fl_product_f32 fl_product_f32_portable_fma
+#define fl_product_bf16_f32 fl_product_bf16_f32_portable_fma
 #define fl_lstm_f32 fl_lstm_f32_portable_fma
 #define fl_lstm_general_f32 fl_lstm_general_f32_portable_fma
 #define fl_gru_f32 fl_gru_f32_portable_fma
@@ -80,6 +82,9 @@
 #define fl_roof_fma_f64 fl_roof_fma_f64_portable_fma
 #define fl_roof_chain_f64 fl_roof_chain_f64_portable_fma
 #define fl_roof_read_f64 fl_roof_read_f64_portable_fma
+#define fl_integers fl_integers_portable_fma
+#define fl_product_int8 fl_product_int8_portable_fma
+#define fl_round_int8 fl_round_int8_portable_fma
 
 #define FL_IS_F32
 #define FL_DTYPE f32
@@ -88,6 +93,8 @@
 #undef FL_DTYPE
 #define FL_DTYPE f64
 #include "all_templates.h"
+#undef FL_DTYPE
+#include "integer_template.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

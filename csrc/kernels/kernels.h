@@ -24,6 +24,9 @@ typedef struct fl_product_part {
     int64_t depth; /* number of k, at least 1 */
     const void *const *a;
     const void *w; /* panels, [panel][k][vec][lane], 64-byte aligned; the last may hold fewer vectors */
+    /* Of int8 weights only (integer_template.h): what a column's numbers are multiples of, and where its sum begins. */
+    const float *scale;
+    const int32_t *first;
 } fl_product_part;
 
 typedef struct fl_product_args {
@@ -32,12 +35,26 @@ typedef struct fl_product_args {
     int64_t parts; /* 1 to 4: input and state at once, or a gate each */
     fl_product_part part[4];
     bool apart; /* the parts are equally deep */
+    int32_t planes; /* int8 weights: of the rows (fl_round_args) */
     const void *start;
     int64_t start_stride; /* 0: one row for all */
     void *out;            /* [rows, out_stride]; may be start itself */
     int64_t out_stride;
     const void *next; /* weights that the next call reads first, to be fetched meanwhile; NULL: unknown */
 } fl_product_args;
+
+/* Rows of numbers as integers: out[r][k] = a[r][k] / scale of r, rounded to nearest even, in bytes or, with two planes, as
+ * 256 times the bytes of the first plus those of the second. A plane is depth bytes, rounded up to 64; in front of the row
+ * stands its scale: the largest magnitude of the row, or `least` if that is more, over 127 or 32639; NaN if the row holds
+ * a NaN or an infinity. */
+enum { FL_SCALE_BYTES = 64 };
+typedef struct fl_round_args {
+    int64_t rows, depth, planes;
+    const void *const *a; /* float32 */
+    float least;
+    char *out; /* the first row's first byte, 64-byte aligned; its scale lies FL_SCALE_BYTES before */
+    int64_t out_bytes; /* from row to row */
+} fl_round_args;
 
 typedef struct fl_cell_options {
     fl_activation act[3]; /* gates, candidate, output */
@@ -119,6 +136,7 @@ typedef struct fl_add_args {
 } fl_add_args;
 
 typedef void fl_product_fn(const fl_product_args *args);
+typedef void fl_round_fn(const fl_round_args *args);
 typedef void fl_cell_fn(const fl_cell_args *args);
 typedef void fl_cell_backward_fn(const fl_cell_backward_args *args);
 typedef void fl_outer_fn(const fl_outer_args *args);
@@ -133,9 +151,19 @@ typedef struct fl_kernels {
     const char *isa;
     int32_t lanes, panel_vecs, row_panels, element_bytes;
 #define FL_KERNEL(op, type, doc) type *op;
+#define FL_KERNEL_F32(op, type, doc) type *op; /* NULL in the other dtype's table */
 #include "kernels.inc"
-#undef FL_KERNEL
 } fl_kernels;
+
+/* What runs int8 weights of float32 layers. Some CPUs have instructions for it besides those of their path, so these
+ * tables have paths of their own; lanes and panels are as in fl_kernels. */
+typedef struct fl_integer_kernels {
+    const char *isa;
+    int32_t lanes, panel_vecs;
+    int32_t offset; /* added to activations, so that their bytes are unsigned; a column's sum begins without what it adds */
+#define FL_INTEGER_KERNEL(op, type, doc) type *op;
+#include "kernels.inc"
+} fl_integer_kernels;
 
 extern const fl_kernels fl_kernels_f32_avx512, fl_kernels_f64_avx512;
 extern const fl_kernels fl_kernels_f32_avx2, fl_kernels_f64_avx2;
@@ -143,10 +171,16 @@ extern const fl_kernels fl_kernels_f32_neon, fl_kernels_f64_neon;
 extern const fl_kernels fl_kernels_f32_portable, fl_kernels_f64_portable;
 extern const fl_kernels fl_kernels_f32_portable_fma, fl_kernels_f64_portable_fma;
 
+
+extern const fl_integer_kernels fl_integers_avx512_amx, fl_integers_avx512_vnni, fl_integers_avx512, fl_integers_avx2_vnni, fl_integers_avx2;
+extern const fl_integer_kernels fl_integers_neon_dot, fl_integers_neon, fl_integers_portable, fl_integers_portable_fma;
+
 /* kernels.inc as data, for tests and benchmarks; NULL past the last. */
 typedef struct fl_kernel_info {
     const char *op, *type, *doc;
-    size_t offset; /* in fl_kernels */
+    size_t offset; /* in fl_kernels or fl_integer_kernels */
+    bool f64;      /* also in float64 */
+    bool integer;  /* of fl_integer_kernels */
 } fl_kernel_info;
 
 FL_API const fl_kernel_info *fl_kernel_at(int64_t index);

@@ -4,9 +4,10 @@
 #include <string.h>
 
 static const fl_kernel_info infos[] = {
-#define FL_KERNEL(op, type, doc) {#op, #type, doc, offsetof(fl_kernels, op)},
+#define FL_KERNEL(op, type, doc) {#op, #type, doc, offsetof(fl_kernels, op), true, false},
+#define FL_KERNEL_F32(op, type, doc) {#op, #type, doc, offsetof(fl_kernels, op), false, false},
+#define FL_INTEGER_KERNEL(op, type, doc) {#op, #type, doc, offsetof(fl_integer_kernels, op), false, true},
 #include "kernels.inc"
-#undef FL_KERNEL
 };
 
 const fl_kernel_info *fl_kernel_at(int64_t index) {
@@ -14,10 +15,8 @@ const fl_kernel_info *fl_kernel_at(int64_t index) {
 }
 
 double fl_kernel_bound(const char *name, fl_dtype dtype) {
-#define FL_KERNEL(op, type, doc)
 #define FL_BOUND(op, ulp_f32, ulp_f64) \
     if (strcmp(name, #op) == 0) return dtype == FL_FLOAT32 ? ulp_f32 : ulp_f64;
 #include "kernels.inc"
-#undef FL_KERNEL
     return 0;
 }

@@ -7,24 +7,48 @@
  * out, which changes no bit. The next stretch is fetched into L2 meanwhile.
  * Aliasing: out may be start. Tails: a last panel of fewer vectors has tiles of its own; columns are padded by the
  * packer, rows are split evenly into tiles of at most FL_TILE_ROWS.
+ * Included a second time for bfloat16 weights, which are the upper halves of floats: widened as they are read, the same
+ * sums. Two registers' worth of them lie lane by lane, [panel][k][pair of vecs][lane][2], an odd one after the pairs; no
+ * pass with gradients runs on them, so parts are never apart.
  * Test: tests/c/kernels.c (guard pages, every tail), tests/test_same_bits.py.
  * Bound: that of recursive summation, depth * eps * sum |a w|; no test needs a constant of its own.
- * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3; x from a register by permutation instead of a
+ * Tried, one row: prefetching weights, 1 % slower from L2, 20 % from L3 (but
+ * bfloat16 ones from beyond L2 20 % faster); x from a register by permutation instead of a
  * broadcast load, 2 % slower; weight pointers that move, 3 %. Rows, on a core with two 512-bit multiply-adds a cycle:
  * the whole depth at once, weights from L2 and beyond, 4 % slower at H = 256, 8 at 512, 40 at 1024; stretches of 24 or
  * 40 KB instead of 32, 1 %.
  */
 
-#define product_round FL_NAME(product_round)
-#define product_tile FL_NAME(product_tile)
-#define product_switch FL_NAME(product_switch)
-#define product_group FL_NAME(product_group)
-#define product_row FL_NAME(product_row)
-#define product_side_by_side FL_NAME(product_side_by_side)
-#define product_parts FL_NAME(product_parts)
-#define product_rows FL_NAME(product_rows)
-#define product_weights FL_NAME(product_weights)
-#define product_panels FL_NAME(product_panels)
+
+#undef FL_PRODUCT
+#undef weight
+#undef load_weights
+#undef STRETCH_BYTES
+#undef ASKED_AHEAD
+#ifdef FL_BFLOAT16_WEIGHTS
+#define FL_PRODUCT(name) FL_NAME(name##_bf16)
+#define weight uint16_t
+#define STRETCH_BYTES (FL_STRETCH_BYTES * 3 / 4) /* L1 holds what they are widened from as well */
+#define ASKED_AHEAD 32
+#define load_weights FL_NAME(load_weights_bf16)
+#else
+#define FL_PRODUCT(name) FL_NAME(name)
+#define weight real
+#define STRETCH_BYTES FL_STRETCH_BYTES
+#define ASKED_AHEAD 0 /* rounds of one row; 0: it costs more than it brings */
+#define load_weights FL_NAME(load_weights)
+#endif
+#define product_round FL_PRODUCT(product_round)
+#define product_tile FL_PRODUCT(product_tile)
+#define product_stretch FL_NAME(product_stretch)
+#define product_switch FL_PRODUCT(product_switch)
+#define product_group FL_PRODUCT(product_group)
+#define product_row FL_PRODUCT(product_row)
+#define product_side_by_side FL_PRODUCT(product_side_by_side)
+#define product_parts FL_PRODUCT(product_parts)
+#define product_rows FL_PRODUCT(product_rows)
+#define product_weights FL_PRODUCT(product_weights)
+#define product_panels FL_PRODUCT(product_panels)
 
 #ifndef FL_PRODUCT_ONCE
 #define FL_PRODUCT_ONCE
@@ -35,29 +59,75 @@
 FL_INLINE int most_panels(int rows) { return rows == 1 ? FL_ROW_PANELS : FL_ACCUMULATORS / (rows * FL_PANEL_VECS); }
 #endif
 
+/* n registers of weights that lie side by side. */
+FL_INLINE void load_weights(const int n, const weight *w, vec *to) {
+#ifdef FL_BFLOAT16_WEIGHTS
+    FL_UNROLL for (int v = 0; v < n / 2 * 2; v += 2) simd_load_bf16_pair(w + v * LANES, &to[v], &to[v + 1]);
+    if (n % 2) to[n - 1] = simd_load_bf16(w + (n - 1) * LANES);
+#else
+    FL_UNROLL for (int v = 0; v < n; v++) to[v] = vload(w + v * LANES);
+#endif
+}
+
 /* acc[r, v] += a[r][k] w[v], the weights of round k: w in the full panels, w_tail in the last. Rows, panels and tail are
  * constants after inlining. */
 FL_INLINE void product_round(const int rows, const int panels, const int tail, int64_t panel_size, const real *const *a,
-                             int64_t k, const real *w, const real *w_tail, vec (*acc)[FL_MOST_VECS]) {
+                             int64_t k, const weight *w, const weight *w_tail, vec (*acc)[FL_MOST_VECS]) {
     const int vecs = panels * FL_PANEL_VECS + tail;
-    vec weight[FL_MOST_VECS];
-    FL_UNROLL for (int v = 0; v < vecs; v++) {
-        const int panel = v / FL_PANEL_VECS, lane = v % FL_PANEL_VECS * LANES;
-        weight[v] = vload(panel < panels ? w + panel * panel_size + lane : w_tail + lane);
-    }
+    vec weights[FL_MOST_VECS];
+    FL_UNROLL for (int i = 0; i < panels; i++) load_weights(FL_PANEL_VECS, w + i * panel_size, weights + i * FL_PANEL_VECS);
+    load_weights(tail, w_tail, weights + panels * FL_PANEL_VECS);
     FL_UNROLL for (int r = 0; r < rows; r++) {
         const vec x = vset(a[r][k]);
-        FL_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vfma(x, weight[v], acc[r][v]);
+        FL_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = vfma(x, weights[v], acc[r][v]);
     }
 }
 
+#ifndef FL_BFLOAT16_WEIGHTS
 /* Some of the depth, all parts counted through: the rows of a tile pass over the same weights while they are in L1. */
-#define product_stretch FL_NAME(product_stretch)
 typedef struct product_stretch {
     int64_t begin, end;
+    const real *wide; /* the stretch's weights, widened, for the tiles of float weights; NULL: they are p's own */
     uintptr_t ahead; /* weights that come next: every other round asks for a line of them, so that L2 has them by then */
     uintptr_t ahead_step;
 } product_stretch;
+#else
+/* bfloat16 weights of a stretch, for the tiles of several: widened once, not once a tile. */
+FL_INLINE void product_widen_vecs(const int vecs, const fl_product_args *p, const product_stretch *s, int64_t first,
+                                  real *wide) {
+    for (int64_t i = 0, before = 0; i < p->parts; before += p->part[i++].depth) {
+        const int64_t depth = p->part[i].depth, end = s->end - before < depth ? s->end - before : depth;
+        const int64_t begin = s->begin > before ? s->begin - before : 0;
+        const weight *w = (const weight *)p->part[i].w + (first * FL_PANEL_VECS * depth + begin * vecs) * LANES;
+        for (int64_t k = begin; k < end; k++, w += vecs * LANES, wide += vecs * LANES) {
+            vec weights[FL_PANEL_VECS];
+            load_weights(vecs, w, weights);
+            FL_UNROLL for (int v = 0; v < vecs; v++) vstore(wide + v * LANES, weights[v]);
+        }
+    }
+}
+
+static void product_widen(int vecs, const fl_product_args *p, const product_stretch *s, int64_t first, real *wide) {
+    switch (vecs) {
+    case 1: product_widen_vecs(1, p, s, first, wide); break;
+    case 2: product_widen_vecs(2, p, s, first, wide); break;
+#if FL_PANEL_VECS > 2
+    case 3: product_widen_vecs(3, p, s, first, wide); break;
+    case 4: product_widen_vecs(4, p, s, first, wide); break;
+#endif
+    }
+}
+#define WIDE_TILES 3
+#define wide_group FL_PASTE_(product_group, f32)
+#endif
+
+#define product_ask FL_PRODUCT(product_ask)
+/* Asks for a round of weights in the full panels. */
+FL_INLINE void product_ask(const int panels, const weight *w, int64_t panel_size) {
+    FL_UNROLL for (int i = 0; i < panels && ASKED_AHEAD; i++)
+        FL_UNROLL for (int line = 0; line * FL_LINE < FL_PANEL_VECS * LANES * (int)sizeof *w; line++)
+            __builtin_prefetch((const char *)(w + i * panel_size) + line * FL_LINE, 0, 3);
+}
 
 /* `rows` rows against `panels` full panels and one of `tail` vectors, from panel `first` on; rows, panels and tail are
  * constants after inlining. One row takes the whole depth. */
@@ -82,17 +152,20 @@ FL_INLINE void product_tile(const int rows, const int panels, const int tail, co
         int64_t k = rows == 1 || s->begin < before ? 0 : s->begin - before;
         if (rows > 1 && k >= end) continue;
         const int step = FL_PANEL_VECS * LANES, tail_step = tail * LANES;
-        const real *w = (const real *)p->part[i].w + first * panel_size;
-        const real *w_tail = (const real *)p->part[i].w + (first + panels) * panel_size;
+        const weight *w = (const weight *)p->part[i].w + first * panel_size;
+        const weight *w_tail = (const weight *)p->part[i].w + (first + panels) * panel_size;
         const real *a[FL_TILE_ROWS];
         FL_UNROLL for (int r = 0; r < rows; r++) a[r] = (const real *)p->part[i].a[row + r];
         /* The loop's own instructions take turns with the multiply-adds. Pointers that move would cost one row 3 %. */
         const int unroll = rows == 1 ? 4 : 2, fixed = rows == 1;
         if (!fixed) w += k * step, w_tail += k * tail_step;
+        if (!fixed && s->wide) /* of one panel, or the tail */
+            w = w_tail = (const weight *)s->wide + (before + k - s->begin) * (panels ? step : tail_step);
         for (; k + unroll <= end; k += unroll) {
             FL_UNROLL for (int j = 0; j < unroll; j++) {
                 const int64_t at = fixed ? k + j : j;
                 product_round(rows, panels, tail, panel_size, a, k + j, w + at * step, w_tail + at * tail_step, acc);
+                if (fixed) product_ask(panels, w + (at + ASKED_AHEAD) * step, panel_size);
             }
             if (fixed) continue;
             w += unroll * step;
@@ -167,6 +240,7 @@ static void product_row(const fl_product_args *p) {
     product_switch(1, panels - first, tail, p, 0, first, NULL);
 }
 
+#ifndef FL_BFLOAT16_WEIGHTS
 /* One row, parts apart: their chains run side by side, for one alone would wait for itself. */
 FL_INLINE void product_side_by_side(const int parts, const int vecs, const fl_product_args *p, int64_t panel) {
     const int64_t column = panel * FL_PANEL_VECS * LANES, depth = p->part[0].depth;
@@ -205,11 +279,13 @@ FL_INLINE void product_parts(const int parts, const fl_product_args *p) {
     }
 }
 
+#endif
+
 /* The weights at a place in the depth of all parts. */
 static const void *product_weights(const fl_product_args *p, int64_t at, int64_t first, int vecs) {
     int64_t i = 0;
     for (; i < p->parts - 1 && at >= p->part[i].depth; i++) at -= p->part[i].depth;
-    return (const real *)p->part[i].w + (first * FL_PANEL_VECS * p->part[i].depth + at * vecs) * LANES;
+    return (const weight *)p->part[i].w + (first * FL_PANEL_VECS * p->part[i].depth + at * vecs) * LANES;
 }
 
 /* One group of panels, all rows, stretch by stretch; `then` are the weights that come after it. */
@@ -217,15 +293,18 @@ static void product_panels(const fl_product_args *p, int64_t tiles, int panels, 
                            const void *then) {
     const int rows = (int)(p->rows / tiles), width = panels ? FL_PANEL_VECS : tail;
     const int64_t wider = p->rows % tiles; /* tiles of a row more, the first ones */
-    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * (int64_t)sizeof(vec);
+    const int64_t round_bytes = (panels * FL_PANEL_VECS + tail) * LANES * (int64_t)sizeof(weight); /* to be fetched */
     int64_t length = p->part[0].depth, chains = p->parts, deep = FL_PART_DEPTH;
     if (!p->apart) { /* one chain, in stretches as even as can be: where it is cut changes no bit */
         for (int64_t i = 1; i < p->parts; i++) length += p->part[i].depth;
         chains = 1;
         deep = length;
-        if (tiles > 1 && length * round_bytes > FL_STRETCH_BYTES)
-            deep = length / (length * round_bytes / FL_STRETCH_BYTES + 1) + 1;
+        const int64_t wide_bytes = length * width * (int64_t)sizeof(vec);
+        if (tiles > 1 && wide_bytes > STRETCH_BYTES) deep = length / (wide_bytes / STRETCH_BYTES + 1) + 1;
     }
+#ifdef FL_BFLOAT16_WEIGHTS
+    _Alignas(64) real wide[STRETCH_BYTES / sizeof(real) + FL_PANEL_VECS * LANES]; /* a stretch may be a round longer */
+#endif
     for (int64_t k = 0; k < length; k += deep)
         for (int64_t i = 0; i < chains; i++) {
             const int64_t end = length - k < deep ? length : k + deep;
@@ -233,11 +312,23 @@ static void product_panels(const fl_product_args *p, int64_t tiles, int panels, 
             const void *ahead = then;
             if (i + 1 < chains) ahead = product_weights(p, s.begin + length, first, width);
             else if (end < length) ahead = product_weights(p, end, first, width);
+#ifdef FL_BFLOAT16_WEIGHTS
+            if (tiles >= WIDE_TILES) {
+                product_widen(width, p, &s, first, wide);
+                s.wide = wide;
+            }
+#endif
             for (int64_t t = 0, row = 0; t < tiles; row += rows + (t < wider), t++) {
                 /* Each tile asks for its share; of several panels, which lie apart, for none. */
                 const bool asks = ahead && t * FL_LINE / 2 < round_bytes && panels < 2;
                 s.ahead = asks ? (uintptr_t)ahead + (uintptr_t)(t * (end - k) * FL_LINE / 2) : (uintptr_t)p;
                 s.ahead_step = asks ? FL_LINE : 0;
+#ifdef FL_BFLOAT16_WEIGHTS
+                if (tiles >= WIDE_TILES) {
+                    wide_group(p, row, rows + (t < wider), panels, tail, first, &s);
+                    continue;
+                }
+#endif
                 product_group(p, row, rows + (t < wider), panels, tail, first, &s);
             }
         }
@@ -258,12 +349,17 @@ static void product_rows(const fl_product_args *p) {
     if (tail) product_panels(p, tiles, 0, tail, panels, p->next);
 }
 
-void FL_NAME(fl_product)(const fl_product_args *p) {
-    if (p->rows == 1 && p->apart && p->parts > 1) switch (p->parts) {
+void FL_PRODUCT(fl_product)(const fl_product_args *p) {
+#ifndef FL_BFLOAT16_WEIGHTS
+    if (p->rows == 1 && p->apart && p->parts > 1) {
+        switch (p->parts) {
         case 2: product_parts(2, p); break;
         case 3: product_parts(3, p); break;
         case 4: product_parts(4, p); break;
         }
-    else if (p->rows == 1) product_row(p);
+        return;
+    }
+#endif
+    if (p->rows == 1) product_row(p);
     else if (p->rows > 1) product_rows(p);
 }

@@ -42,6 +42,15 @@ static inline vec_f32 simd_pow2_f32(vec_f32 t) {
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return _mm256_blendv_ps(b, a, m); }
+/* bfloat16 as floats: two registers that lie lane by lane, low halves first; or one. */
+static inline void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 *high) {
+    const __m256i both = _mm256_loadu_si256((const __m256i *)p);
+    *low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *high = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(INT32_MIN >> 15)));
+}
+static inline vec_f32 simd_load_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
 
 typedef __m256d vec_f64;
 typedef __m256d vmask_f64;

@@ -41,6 +41,16 @@ static inline vec_f32 simd_pow2_f32(vec_f32 t) {
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return _mm512_mask_blend_ps(m, b, a); }
+/* bfloat16 as floats: two registers that lie lane by lane, low halves first; or one. */
+static inline void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 *high) {
+    const __m512i both = _mm512_loadu_si512(p);
+    *low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(INT32_MIN >> 15)));
+}
+static inline vec_f32 simd_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
 
 typedef __m512d vec_f64;
 typedef __mmask8 vmask_f64;

@@ -40,6 +40,15 @@ static inline vec_f32 simd_pow2_f32(vec_f32 t) {
 }
 static inline vmask_f32 simd_lt_f32(vec_f32 a, vec_f32 b) { return vcltq_f32(a, b); }
 static inline vec_f32 simd_select_f32(vmask_f32 m, vec_f32 a, vec_f32 b) { return vbslq_f32(m, a, b); }
+/* bfloat16 as floats: two registers that lie lane by lane, low halves first; or one. */
+static inline void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 *high) {
+    const uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(p));
+    *low = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
+    *high = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000u)));
+}
+static inline vec_f32 simd_load_bf16(const uint16_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
 
 typedef float64x2_t vec_f64;
 typedef uint64x2_t vmask_f64;

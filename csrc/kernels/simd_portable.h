@@ -38,6 +38,27 @@ typedef uint64_t bits_f64;
 #undef SIGN_BIT
 #undef MANTISSA_BITS
 
+/* bfloat16 as floats: two registers that lie lane by lane, low halves first; or one. */
+FL_INLINE float float_of_bf16(uint16_t half) {
+    const uint32_t whole = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &whole, sizeof x);
+    return x;
+}
+
+FL_INLINE void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 *high) {
+    for (int i = 0; i < LANES_f32; i++) {
+        low->at[i] = float_of_bf16(p[2 * i]);
+        high->at[i] = float_of_bf16(p[2 * i + 1]);
+    }
+}
+
+FL_INLINE vec_f32 simd_load_bf16(const uint16_t *p) {
+    vec_f32 r;
+    for (int i = 0; i < LANES_f32; i++) r.at[i] = float_of_bf16(p[i]);
+    return r;
+}
+
 #define FL_DTYPE f64
 #define SIGN_BIT 0x8000000000000000u
 #define MANTISSA_BITS 52
