@@ -422,6 +422,21 @@ def test_peers_in_reduced_precision(name: str, cell: str, peer: Make) -> None:
             assert error > 1e-5  # or else it is no reduced precision that was measured
 
 
+def test_the_error_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest variant's, or a more accurate one's that is as fast; not that of a slow one."""
+    p = grid.problem(grid.Row("precision", "x", "rnn", 3, 4, 2, 2, kind="precision"))
+
+    def off(by: float) -> Any:
+        return lambda _: [v + by for v in p.expected]
+
+    variants = {"fast": (1.0, 0.1), "as fast": (1.05, 0.05), "slow": (2.0, 0.01)}
+    calls = [peers.Call(lambda: None, off(error), name) for name, (_, error) in variants.items()]
+    times = iter([seconds for seconds, _ in variants.values() for _ in range(3)])
+    monkeypatch.setattr(measure, "timed", lambda *_: next(times) * 1e-9)
+    engine = measure.choose("x", p, calls, measure.Settings(1, 10, 1e-9, 2, 3))
+    assert engine.call.variant == "fast" and engine.output_error == pytest.approx(0.05)
+
+
 class StandIn:
     """A pool as its users see it, made of a batch."""
 

@@ -116,7 +116,7 @@ def _read(p: Problem, outputs: Any) -> tuple[Array, ...]:
 
 class OnnxRuntime(Peer):
     """run, or inputs and outputs bound once (IOBinding); the threads spin or not as they do by default. int8:
-    quantize_dynamic, per tensor or per channel; the least error of both counts."""
+    quantize_dynamic, per tensor or per channel, the more accurate where both are as fast."""
 
     name: ClassVar[str] = "onnxruntime"
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")

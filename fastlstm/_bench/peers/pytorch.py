@@ -20,7 +20,7 @@ OPTIONS = ("num_layers", "bias", "bidirectional", "proj_size", "nonlinearity")  
 class Torch(Peer):
     """torch.nn in inference_mode, with or without oneDNN; one step: its Cell too; ragged: packed. Training:
     zero_grad(set_to_none=True), forward, backward; ragged: packed, and padded in a column of its own. int8:
-    quantize_dynamic by each of its engines; the least error of any counts. bfloat16: the module converted."""
+    quantize_dynamic by each of its engines. bfloat16: the module converted."""
 
     name: ClassVar[str] = "torch"
     needs: ClassVar[tuple[str, ...]] = ("torch",)
