@@ -107,9 +107,9 @@ typedef struct fl_sequence {
     int64_t x_stride_t, x_stride_b;
     void *y; /* [T, B, D P]; padded steps are set to zero */
     int64_t y_stride_t, y_stride_b;
-    const int64_t *lengths;     /* [B], 0..T each; NULL: all T */
-    const void *h0, *c0;        /* [L D, B, P], [L D, B, H]; NULL: zeros */
-    void *h_n, *c_n;            /* likewise; may be NULL; may be h0 and c0 themselves */
+    const int64_t *lengths; /* [B], 0..T each; NULL: all T */
+    const void *h0, *c0; /* [L D, B, P], [L D, B, H]; NULL: zeros */
+    void *h_n, *c_n; /* likewise; may be NULL; may be h0 and c0 themselves */
 } fl_sequence;
 
 typedef struct fl_layer fl_layer;
@@ -154,7 +154,7 @@ typedef struct fl_gradients {
     const void *dy; /* [T, B, D P] by the output; padded steps are not read */
     int64_t dy_stride_t, dy_stride_b;
     const void *dh_n, *dc_n; /* [D, B, P], [D, B, H] by the final state; NULL: zeros */
-    void *dx;                /* [T, B, inputs] by x, zeros in padded steps; NULL: not wanted. Overlaps nothing */
+    void *dx; /* [T, B, inputs] by x, zeros in padded steps; NULL: not wanted. Overlaps nothing */
     int64_t dx_stride_t, dx_stride_b;
     void *dh0, *dc0; /* by the initial state, likewise */
     fl_weight_gradients weights[2]; /* of each direction */

@@ -202,8 +202,9 @@ double fl_estimate_steps_us(const fl_layer *l, double steps, int64_t batch) {
     const double products = D * G * H * (inputs + L * P) + (l->config.proj_size ? L * D * H * P : 0);
     /* flop per microsecond; small weights come faster, and integers are multiplied faster */
     const double full = (batch >= 4 ? 100e3 : 50e3) * 4 / l->kernels->element_bytes;
-    const double rate = full * (l->integers ? (l->config.activation_bits == 8 ? 3 : 2)
-                                            : l->format.weight_bytes == 2 && batch < 4 ? 1.6 : 1);
+    const double rate = full * (l->integers                                ? (l->config.activation_bits == 8 ? 3 : 2)
+                                : l->format.weight_bytes == 2 && batch < 4 ? 1.6
+                                                                           : 1);
     const double us = steps * (2 * products / rate + L * D * G * H * 5e-4);
     /* Weights that no cache keeps come from memory at every step; those of the input once for many, if there are. */
     const double times = batch ? steps / (double)batch : 0;

@@ -75,7 +75,7 @@ typedef struct fl_matrix {
     int64_t depth, vecs; /* [panel][depth][vec][lane], kernels.h */
     void *data;
     int32_t weight_bytes;
-    float *scale;   /* of int8 weights: by packed column */
+    float *scale; /* of int8 weights: by packed column */
     int32_t *first; /* likewise: fl_product_part */
 } fl_matrix;
 

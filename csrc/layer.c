@@ -49,7 +49,8 @@ static fl_status check_config(const fl_config *c) {
                        c->weight_type == FL_INT8 ? "8 or 16" : "0 unless weights are int8");
     if (c->weight_type == FL_INT8) {
         if ((status = check_size("input_size, with int8 weights,", c->input_size, 1, FL_MOST_INT8))) return status;
-        if ((status = check_size("hidden_size, with int8 weights,", c->hidden_size, 1, FL_MOST_INT8 / 2))) return status;
+        if ((status = check_size("hidden_size, with int8 weights,", c->hidden_size, 1, FL_MOST_INT8 / 2)))
+            return status;
     }
     const fl_cell *cell = fl_cell_of(c);
     for (int i = 0; c->own_activations && i < cell->activations; i++) {

@@ -91,8 +91,9 @@ static const factor *backward_of(const fl_linear *linear) {
     factor *f = atomic_load_explicit(&l->backward, memory_order_acquire);
     if (f) return f;
     f = calloc(1, sizeof *f);
-    const bool packed = f && fl_pack_transposed(l->kernels, &l->forward.matrix, 1, 0, l->out_features, &f->matrix) &&
-                        !fl_pack_bias(l->kernels, (fl_source){.units = l->in_features, .gates = 1}, NULL, NULL, &f->start);
+    const bool packed =
+        f && fl_pack_transposed(l->kernels, &l->forward.matrix, 1, 0, l->out_features, &f->matrix) &&
+        !fl_pack_bias(l->kernels, (fl_source){.units = l->in_features, .gates = 1}, NULL, NULL, &f->start);
     factor *first = NULL;
     if (packed) {
         f->columns = l->in_features;
@@ -127,7 +128,9 @@ static void product(const product_call *c, int64_t begin, int64_t end, int64_t f
         .rows = end - begin,
         .vecs = vecs,
         .parts = 1,
-        .part = {{.depth = depth, .a = x, .w = (const char *)c->factor->matrix.data + column * depth * k->element_bytes}},
+        .part = {{.depth = depth,
+                  .a = x,
+                  .w = (const char *)c->factor->matrix.data + column * depth * k->element_bytes}},
         .start = (const char *)c->factor->start + column * k->element_bytes,
         .start_stride = 0,
         .out = out,

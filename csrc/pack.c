@@ -120,7 +120,7 @@ static fl_status pack_direction(const fl_layer *layer, const fl_weights *w, int6
     const void *second = cell->separate ? NULL : w->bias_hh.data;
     if ((status = fl_pack_bias(k, all, w->bias_ih.data, second, &d->bias))) return status;
     for (int p = 0; p < cell->phases; p++) {
-        const fl_source s = {w->weight_hh.data,   H, P, cell->phase[p].first_gate, cell->phase[p].gates,
+        const fl_source s = {w->weight_hh.data, H, P, cell->phase[p].first_gate, cell->phase[p].gates,
                              w->scale_hh.data};
         if ((status = fl_pack_matrix(f, &s, &d->recurrent[p]))) return status;
         if (cell->separate && (status = fl_pack_bias(k, s, w->bias_hh.data, NULL, &d->start[p]))) return status;

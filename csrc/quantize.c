@@ -50,8 +50,7 @@ fl_status fl_to_int8(const float *weight, int64_t rows, int64_t columns, int8_t 
     if (status) return status;
     if (rows && !scale) return fl_fail(FL_BAD_ARGUMENT, "scale: NULL");
     for (int64_t i = 0; i < rows * columns; i++)
-        if (!isfinite(weight[i]))
-            return fl_fail(FL_BAD_ARGUMENT, "weight: element %lld is not finite", (long long)i);
+        if (!isfinite(weight[i])) return fl_fail(FL_BAD_ARGUMENT, "weight: element %lld is not finite", (long long)i);
     for (int64_t r = 0; r < rows; r++) {
         const float *row = weight + r * columns;
         float largest = 0;

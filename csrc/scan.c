@@ -195,12 +195,12 @@ static const float INPUT_LEAST = 0x1p-100f, STATE_LEAST = 1;
 /* The tile's input as numbers, for x_number_rows; too short for the workers to share. */
 static void round_input(const fl_scan *s) {
     s->layer->integers->round_int8(&(fl_round_args){.rows = s->tile_count,
-.planes = s->layer->planes,
-                                               .depth = s->weights->inputs,
-                                               .a = s->x_rows,
-                                               .least = INPUT_LEAST,
-                                               .out = (char *)s->x_number_rows[0],
-                                               .out_bytes = s->x_number_bytes});
+                                                    .planes = s->layer->planes,
+                                                    .depth = s->weights->inputs,
+                                                    .a = s->x_rows,
+                                                    .least = INPUT_LEAST,
+                                                    .out = (char *)s->x_number_rows[0],
+                                                    .out_bytes = s->x_number_bytes});
 }
 
 /* A worker's copy of rows of the state or of what is between as numbers; without int8 weights the rows themselves. */
@@ -208,12 +208,12 @@ static const void *const *factor_rows(const fl_scan *s, const void *const *rows,
     if (!s->layer->integers) return rows;
     const void *const *numbers = s->h_number_rows + worker * s->rows;
     s->layer->integers->round_int8(&(fl_round_args){.rows = s->active,
-.planes = s->layer->planes,
-                                               .depth = depth,
-                                               .a = rows,
-                                               .least = STATE_LEAST,
-                                               .out = (char *)numbers[0],
-                                               .out_bytes = s->h_number_bytes});
+                                                    .planes = s->layer->planes,
+                                                    .depth = depth,
+                                                    .a = rows,
+                                                    .least = STATE_LEAST,
+                                                    .out = (char *)numbers[0],
+                                                    .out_bytes = s->h_number_bytes});
     return numbers;
 }
 

@@ -170,7 +170,8 @@ COMMON = (
     - QUANTIZED
     - frozenset().union(*(cell.options for cell in CELLS.values()))
 )
-WEIGHT_DTYPES = {"bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}  # and what holds them
+# Smaller ones, and what holds them.
+WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.int8)}
 MATRIX = re.compile(r"(?:weight_ih|weight_hh|weight_hr)_l\d+(?:_reverse)?")  # the parameters that shrink
 MOST_INT8 = 1 << 16  # inputs of a layer with int8 weights, and twice its units: their sums are proven
 
@@ -235,15 +236,17 @@ def options(cell: str, /, **given: Any) -> Options:
             f"input_size={o.input_size}, hidden_size={o.hidden_size}, num_layers={o.num_layers}: "
             f"the parameters would take more bytes than can be addressed ({sys.maxsize})"
         )
-    return quantized(o, o.weight_dtype, o.activation_bits)
-
-
-def quantized(o: Options, dtype: str | None, activation_bits: int | None) -> Options:
-    """The options of the layer whose weights `quantize` made smaller."""
-    if dtype is None and activation_bits is None:
+    if o.weight_dtype is None and o.activation_bits is None:
         return o
+    return quantized(o._replace(weight_dtype=None, activation_bits=None), o.weight_dtype, o.activation_bits)
+
+
+def quantized(o: Options, dtype: Any, activation_bits: int | None) -> Options:
+    """The options of the layer whose weights `quantize` made smaller."""
     if not isinstance(dtype, str) or dtype not in WEIGHT_DTYPES:
         raise ValueError(f"dtype must be {' or '.join(map(repr, WEIGHT_DTYPES))}, got {_got(dtype)}")
+    if o.weight_dtype is not None and (o.weight_dtype, dtype) != ("int8", "int8"):
+        raise ValueError(f"quantize: the weights are {o.weight_dtype} already: quantize the float32 layer")
     if o.dtype != "float32":
         raise ValueError(f"quantize: {dtype} weights are for float32 layers, not {o.dtype}")
     if dtype != "int8" and activation_bits is not None:
@@ -1027,12 +1030,17 @@ def _listing(names: Iterable[Any], most: int = 40) -> str:
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
+def finite(name: str, value: Array) -> None:
+    if not np.isfinite(value).all():
+        raise ValueError(f"quantize: {name} holds NaN or infinity, which int8 cannot")
+
+
 def held(o: AnyOptions) -> dict[str, tuple[np.dtype[Any], Shape]]:
     """The arrays that hold the parameters, in memory and in files: those of `shapes`, but that smaller
     weights are of their own type, and int8 ones have a `.scale` for each row beside them."""
     if isinstance(o, SequentialOptions):
         return {f"{i}.{n}": a for i, part in enumerate(o.modules) for n, a in held(part).items()}
-    dtype = np.dtype(o.dtype or np.float32)
+    dtype: np.dtype[Any] = np.dtype(o.dtype or "float32")
     weight_dtype = o.weight_dtype if isinstance(o, Options) else None
     arrays = {}
     for name, shape in o.shapes().items():
@@ -1045,7 +1053,7 @@ def held(o: AnyOptions) -> dict[str, tuple[np.dtype[Any], Shape]]:
 
 
 def held_arrays(value: Mapping[str, Array], o: AnyOptions) -> dict[str, Array]:
-    """Read-only copies of arrays that are as `held` says, of a file or a pickle; ValueError if they are not."""
+    """Read-only copies of the arrays of a file or a pickle; ValueError if they are not as `held` says."""
     wanted = held(o)
     wrong = mismatch({n: s for n, (_, s) in wanted.items()}, {n: np.shape(a) for n, a in value.items()})
     if wrong:

@@ -125,6 +125,8 @@ cdef extern from "kernels/kernels.h" nogil:
         const char *type
         const char *doc
         size_t offset
+        bint f64
+        bint integer
     const fl_kernel_info *fl_kernel_at(int64_t)
     double fl_kernel_bound(const char *, fl_dtype)
 
@@ -617,18 +619,26 @@ def read_bandwidth(int64_t n_bytes, double seconds=0.2):
     return rate(fl_kernels_of(FL_FLOAT32).roof_read, data, n_bytes, max((1 << 20) // max(n_bytes, 1), 1), seconds)
 
 
+cdef kernel_row(const fl_kernel_info *info, str name, str dtype, str path):
+    return {"name": name, "op": info.op.decode(), "dtype": dtype, "isa": path,
+            "bound": fl_kernel_bound(info.op, <fl_dtype><int>_DTYPES[dtype]), "doc": info.doc.decode()}
+
+
 def kernels():
     """The kernel list, for every path that this CPU has."""
+    cdef int64_t i = 0
+    cdef const fl_kernel_info *info
     rows = []
-    for path in isas():
-        for dtype, short in (("float32", "f32"), ("float64", "f64")):
-            i = 0
-            while (info := fl_kernel_at(i)) != NULL:
-                op = info.op.decode()
-                rows.append({"name": f"fl_{op}_{short}_{path}", "op": op, "dtype": dtype, "isa": path,
-                             "bound": fl_kernel_bound(info.op, <fl_dtype><int>_DTYPES[dtype]),
-                             "doc": info.doc.decode()})
-                i += 1
+    while (info := fl_kernel_at(i)) != NULL:
+        op = info.op.decode()
+        if info.integer:
+            rows += [kernel_row(info, f"fl_{op}_{path}", "float32", path) for path in integer_isas()]
+        else:
+            for path in isas():
+                rows.append(kernel_row(info, f"fl_{op}_f32_{path}", "float32", path))
+                if info.f64:
+                    rows.append(kernel_row(info, f"fl_{op}_f64_{path}", "float64", path))
+        i += 1
     return rows
 
 

@@ -387,6 +387,11 @@ def _merged(
         )
     if not own and given.keys() & _check.QUANTIZED:
         raise ValueError(f"{path}: a bare file holds no quantized layer: load it, then call quantize")
+    for name in given.keys() & _check.QUANTIZED:  # before they would be refused together with the file's
+        if given[name] != facts.get(name):
+            raise ValueError(
+                f"{path}: {name}={given[name]!r} contradicts the file, which says {facts.get(name)!r}"
+            )
     with _blaming(path):
         told = _check.module(cell, **facts)
     merged = _check.module(cell, **{**facts, **given})

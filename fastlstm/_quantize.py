@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from . import _core
-from ._check import MATRIX, Array, Options, frozen
+from ._check import MATRIX, Array, Options, finite, frozen
 
 
 def held(parameters: Mapping[str, Array], options: Options) -> dict[str, Array]:
@@ -25,8 +25,7 @@ def held(parameters: Mapping[str, Array], options: Options) -> dict[str, Array]:
         elif options.weight_dtype == "bfloat16":
             arrays[name] = frozen(_core.to_bfloat16(value))
         else:
-            if not np.isfinite(value).all():
-                raise ValueError(f"quantize: {name} holds NaN or infinity, which int8 cannot")
+            finite(name, value)
             numbers, scale = _core.to_int8(value)
             arrays[name], arrays[f"{name}.scale"] = frozen(numbers), frozen(scale)
     return arrays

@@ -214,10 +214,10 @@ class _Layer:
         """Take copies of parameters: any array-likes (PyTorch's tensors too), converted to the layer's dtype.
 
         All change at once or, if anything is wrong, none does. Calls that are running end with the old ones;
-        a stream takes the new ones at its next step. A quantized layer rounds them. With strict=False, what `state_dict` lacks stays and
-        what it has too much is ignored. Returns (missing_keys, unexpected_keys). Raises ValueError listing
-        all that is missing, unexpected or misshapen (that even if not strict), TypeError for what is no
-        mapping or holds no real numbers.
+        a stream takes the new ones at its next step. A quantized layer rounds them. With strict=False, what
+        `state_dict` lacks stays and what it has too much is ignored. Returns (missing_keys, unexpected_keys).
+        Raises ValueError listing all that is missing, unexpected or misshapen (that even if not strict) or
+        naming a weight that int8 cannot hold, TypeError for what is no mapping or holds no real numbers.
         """
         strict = _check.flag("strict", strict)
         new, missing, unexpected = _check.parameters(state_dict, self._options, strict)
@@ -234,8 +234,8 @@ class _Layer:
             weights come from beyond the first caches.
             "int8" makes them whole numbers of ±127 with a scale for each output channel. What they are
             multiplied with is rounded to whole numbers row by row: x by the row's largest magnitude, h by
-            that or 1, whichever is more, so a state never saturates; a row that holds NaN or an infinity gives
-            NaN. A quarter of the memory; several times faster.
+            that or 1, whichever is more, so a state never saturates; a row that holds NaN or an infinity
+            gives NaN. A quarter of the memory; several times faster.
         activation_bits: of those whole numbers, with int8: 8 (the default) or, for more accuracy, 16.
 
         The promise of the same bits holds as in float32. `state_dict` gives the rounded weights, `save` and
@@ -247,8 +247,6 @@ class _Layer:
         (int8).
         """
         old = self._options
-        if old.weight_dtype is not None and (old.weight_dtype, dtype) != ("int8", "int8"):
-            raise ValueError(f"quantize: the weights are {old.weight_dtype} already: quantize the float32 layer")
         options = _check.quantized(old, dtype, activation_bits)
         with self._lock:
             held = self._parameters

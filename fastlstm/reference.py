@@ -137,8 +137,8 @@ def product(x: Array, name: str, w: Weights, least: float = 1.0) -> Array:
         W ≈ s_W⊙n_W, s_W = max|W| / 127 by output;  x ≈ s_x n_x, s_x = max(max|x|, least) / most by row.
 
     `most` is 127 of 8 bits and 127·256 + 127 of 16 (two signed bytes). NaN or an infinity in x makes its row
-    NaN. Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
-    inference", symmetric.
+    NaN. Jacob et al. 2018, "Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference", symmetric.
     """
     weight = w[name]
     if "activation_bits" not in w:
@@ -169,14 +169,16 @@ def recurrent_backward(du: Array, h: Array, w: Weights, dw: Weights) -> Array:
 def bfloat16(weight: Array) -> Array:
     """Rounded to 8 bits of mantissa, to nearest even."""
     mantissa, exponent = np.frexp(weight)
-    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(weight.dtype)
+    rounded: Array = np.ldexp(np.rint(mantissa * 256) / 256, exponent)
+    return rounded.astype(weight.dtype)
 
 
 def int8(weight: Array) -> Array:
     """Each row rounded to multiples of -127 to 127 of a scale that has 17 bits."""
     mantissa, exponent = np.frexp(np.abs(weight).max(-1, keepdims=True) / 127)
     scale = np.ldexp(np.ceil(mantissa * 2**17) / 2**17, exponent)
-    return (np.rint(weight / np.where(scale > 0, scale, 1)) * scale).astype(weight.dtype)
+    rounded: Array = np.rint(weight / np.where(scale > 0, scale, 1)) * scale
+    return rounded.astype(weight.dtype)
 
 
 def split(s: Array, gates: int) -> Array:

@@ -114,21 +114,26 @@ def test_calls_go_downward():
             assert not any(word.startswith(prefix) for word in used), f"{name} uses {prefix}"
 
 
-def kernel_ops():
-    return re.findall(r"^FL_KERNEL\((\w+),", (CORE / "kernels" / "kernels.inc").read_text(), flags=re.M)
+def kernel_ops(macro="FL_KERNEL"):
+    text = (CORE / "kernels" / "kernels.inc").read_text()
+    return re.findall(rf"^{macro}\((\w+),", text, flags=re.M)
 
 
 def test_every_kernel_is_spelled_in_full():
     """So that the name which a profiler shows is found by grep."""
     ops = kernel_ops()
     assert len(ops) == len(set(ops)) > 10
-    assert {k["op"] for k in _core.kernels()} == set(ops)
+    single, integer = kernel_ops("FL_KERNEL_F32"), kernel_ops("FL_INTEGER_KERNEL")
+    assert single and integer and {k["op"] for k in _core.kernels()} == {*ops, *single, *integer}
     paths = sorted((CORE / "kernels").glob("isa_*.c"))
     assert {"isa_avx512.c", "isa_avx2.c", "isa_neon.c", "isa_portable.c"} <= {p.name for p in paths}
     for path in paths:
         suffix = path.stem.removeprefix("isa_")
         defined = dict(re.findall(r"^#define (fl_\w+) (fl_\w+)$", path.read_text(), flags=re.M))
-        wanted = {f"fl_{op}_{dtype}" for op in [*ops, "kernels"] for dtype in ("f32", "f64")}
+        wanted = {"fl_integers", *(f"fl_{op}" for op in integer)}
+        if path.stem not in ("isa_avx512_amx", "isa_avx512_vnni", "isa_avx2_vnni", "isa_neon_dot"):
+            wanted |= {f"fl_{op}_{dtype}" for op in [*ops, "kernels"] for dtype in ("f32", "f64")}
+            wanted |= {f"fl_{op}_f32" for op in single}
         assert defined.keys() == wanted, path.name
         assert all(full == f"{short}_{suffix}" for short, full in defined.items()), path.name
 
@@ -152,7 +157,7 @@ def test_kernel_headers_name_their_tests():
 
 def test_python_validates_in_one_place():
     """Elsewhere: what a method does not do at all, whatever it is given."""
-    known = ("stream", "mode must be", "a Stream cannot", "a Tape cannot")
+    known = ("stream", "mode must be", "a Stream cannot", "a Tape cannot", "record: a layer", "quantize: no")
     others = ("_check.py", "_files.py", "reference.py", "cli.py", "_demo.py", "_train.py", "__main__.py")
     for path in PACKAGE.glob("*.py"):
         if path.name in others:

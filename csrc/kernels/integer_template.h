@@ -22,8 +22,8 @@ enum { GROUP = 4, MOST_PLANES = 12 };
 static int64_t plane_bytes(int64_t depth) { return (depth + 63) / 64 * 64; }
 
 /* sum[r, v] += the products of a group of k, of `rows` rows or planes of rows. */
-FL_INLINE void integer_round(const int rows, const int vecs, const int width, int64_t panel_bytes,
-                             const char *const *a, int64_t k, const int8_t *w, ivec (*sum)[MOST_SUMS]) {
+FL_INLINE void integer_round(const int rows, const int vecs, const int width, int64_t panel_bytes, const char *const *a,
+                             int64_t k, const int8_t *w, ivec (*sum)[MOST_SUMS]) {
     iweights group[MOST_SUMS];
     FL_UNROLL for (int v = 0; v < vecs; v++)
         group[v] = simd_weights(w + v / width * panel_bytes + v % width * LANES_f32 * GROUP);

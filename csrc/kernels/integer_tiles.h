@@ -12,8 +12,9 @@ typedef struct tile_config {
 } tile_config;
 
 /* sum[i][j] = first[j] + the products of rows a[i] and columns b[j], for one or two of each. */
-FL_INLINE void tile_sums(const int rows, const int columns, const char *const *a, int64_t a_bytes, const int8_t *const *b,
-                         int64_t b_bytes, int64_t depth, const int32_t *const *first, int32_t (*sum)[2][TILE_SUMS]) {
+FL_INLINE void tile_sums(const int rows, const int columns, const char *const *a, int64_t a_bytes,
+                         const int8_t *const *b, int64_t b_bytes, int64_t depth, const int32_t *const *first,
+                         int32_t (*sum)[2][TILE_SUMS]) {
     _tile_loadd(0, first[0], 0);
     if (columns > 1) _tile_loadd(1, first[1], 0);
     if (rows > 1) _tile_loadd(2, first[0], 0);
@@ -69,7 +70,8 @@ FL_INLINE void tile_rows(const int planes, const int blocks, const fl_product_ar
     for (int64_t v = 0; v < p->vecs;) {
         const int64_t panel = v / FL_PANEL_VECS * FL_PANEL_VECS, left = p->vecs - panel;
         const int64_t width = left < FL_PANEL_VECS ? left : FL_PANEL_VECS, line = width * LANES_f32 * GROUP;
-        const int8_t *b[2] = {(const int8_t *)part->w + panel * LANES_f32 * part->depth + (v - panel) * LANES_f32 * GROUP};
+        const int8_t *b[2] = {(const int8_t *)part->w + panel * LANES_f32 * part->depth +
+                              (v - panel) * LANES_f32 * GROUP};
         const int32_t *first[2] = {part->first + v * LANES_f32, part->first + (v + 1) * LANES_f32};
         const int columns = v + 1 < panel + width ? 2 : 1;
         b[1] = b[0] + LANES_f32 * GROUP;

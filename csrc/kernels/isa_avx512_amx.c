@@ -5,7 +5,9 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(                                                                            \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma")
 #endif

@@ -31,14 +31,14 @@ typedef struct fl_product_part {
 
 typedef struct fl_product_args {
     int64_t rows;
-    int64_t vecs;  /* columns / LANES, rounded up */
+    int64_t vecs; /* columns / LANES, rounded up */
     int64_t parts; /* 1 to 4: input and state at once, or a gate each */
     fl_product_part part[4];
     bool apart; /* the parts are equally deep */
     int32_t planes; /* int8 weights: of the rows (fl_round_args) */
     const void *start;
     int64_t start_stride; /* 0: one row for all */
-    void *out;            /* [rows, out_stride]; may be start itself */
+    void *out; /* [rows, out_stride]; may be start itself */
     int64_t out_stride;
     const void *next; /* weights that the next call reads first, to be fetched meanwhile; NULL: unknown */
 } fl_product_args;
@@ -58,22 +58,22 @@ typedef struct fl_round_args {
 
 typedef struct fl_cell_options {
     fl_activation act[3]; /* gates, candidate, output */
-    double clip;          /* 0: none */
+    double clip; /* 0: none */
     int32_t forget_gate, coupled_gates, peepholes;
 } fl_cell_options;
 
 /* One step of units [begin, end) for some rows. State rows are padded to whole vectors, `state_stride` apart. */
 typedef struct fl_cell_args {
     int64_t rows, hidden; /* hidden: H, all units */
-    int64_t begin, end;   /* begin is a block's first unit, end another's or H */
-    const void *z;        /* pre-activations; column 0 belongs to unit `begin` */
+    int64_t begin, end; /* begin is a block's first unit, end another's or H */
+    const void *z; /* pre-activations; column 0 belongs to unit `begin` */
     int64_t z_stride;
     const void *zx; /* GRU: projected input, column 0 belongs to unit `begin`, all three gates */
     int64_t zx_stride;
     const void *h; /* state before the step (GRU, gated RNN) */
-    void *h_out;   /* state after it; not h itself */
+    void *h_out; /* state after it; not h itself */
     const void *c; /* LSTM. GRU reset before: z's pre-activation, from phase to phase */
-    void *c_out;   /* may be c itself */
+    void *c_out; /* may be c itself */
     int64_t state_stride;
     void *const *y; /* output rows, unit 0; NULL: none */
     int64_t y_offset;
@@ -89,16 +89,16 @@ typedef struct fl_cell_backward_args {
     int64_t rows, hidden, begin, end;
     const void *memory; /* column 0 belongs to unit `begin` */
     int64_t memory_stride;
-    const void *h;         /* state before the step (GRU, gated RNN) */
+    const void *h; /* state before the step (GRU, gated RNN) */
     const void *c, *c_new; /* before and after it (LSTM) */
     int64_t state_stride;
     const void *const *dy; /* output rows, unit 0; NULL: none */
     int64_t dy_offset;
-    void *dh;        /* by the state after the step; then the part of that before it that goes through no product */
-    void *dc;        /* likewise; then all of it */
+    void *dh; /* by the state after the step; then the part of that before it that goes through no product */
+    void *dc; /* likewise; then all of it */
     const void *drh; /* GRU reset before, phase 2: by r h */
-    void *between;   /* rows of what the output or candidate product multiplied: o tanh(c'), r h; NULL: not wanted */
-    void *dz;        /* [rows, dz_stride]: by the pre-activations, [gate][unit], unit 0; see fl_cell.deltas */
+    void *between; /* rows of what the output or candidate product multiplied: o tanh(c'), r h; NULL: not wanted */
+    void *dz; /* [rows, dz_stride]: by the pre-activations, [gate][unit], unit 0; see fl_cell.deltas */
     int64_t dz_stride;
     const void *peephole;
     const fl_cell_options *options;
@@ -160,7 +160,8 @@ typedef struct fl_kernels {
 typedef struct fl_integer_kernels {
     const char *isa;
     int32_t lanes, panel_vecs;
-    int32_t offset; /* added to activations, so that their bytes are unsigned; a column's sum begins without what it adds */
+    int32_t
+        offset; /* added to activations, so that their bytes are unsigned; a column's sum begins without what it adds */
 #define FL_INTEGER_KERNEL(op, type, doc) type *op;
 #include "kernels.inc"
 } fl_integer_kernels;
@@ -171,16 +172,16 @@ extern const fl_kernels fl_kernels_f32_neon, fl_kernels_f64_neon;
 extern const fl_kernels fl_kernels_f32_portable, fl_kernels_f64_portable;
 extern const fl_kernels fl_kernels_f32_portable_fma, fl_kernels_f64_portable_fma;
 
-
-extern const fl_integer_kernels fl_integers_avx512_amx, fl_integers_avx512_vnni, fl_integers_avx512, fl_integers_avx2_vnni, fl_integers_avx2;
+extern const fl_integer_kernels fl_integers_avx512_amx, fl_integers_avx512_vnni, fl_integers_avx512,
+    fl_integers_avx2_vnni, fl_integers_avx2;
 extern const fl_integer_kernels fl_integers_neon_dot, fl_integers_neon, fl_integers_portable, fl_integers_portable_fma;
 
 /* kernels.inc as data, for tests and benchmarks; NULL past the last. */
 typedef struct fl_kernel_info {
     const char *op, *type, *doc;
     size_t offset; /* in fl_kernels or fl_integer_kernels */
-    bool f64;      /* also in float64 */
-    bool integer;  /* of fl_integer_kernels */
+    bool f64; /* also in float64 */
+    bool integer; /* of fl_integer_kernels */
 } fl_kernel_info;
 
 FL_API const fl_kernel_info *fl_kernel_at(int64_t index);

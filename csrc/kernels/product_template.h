@@ -19,7 +19,6 @@
  * 40 KB instead of 32, 1 %.
  */
 
-
 #undef FL_PRODUCT
 #undef weight
 #undef load_weights

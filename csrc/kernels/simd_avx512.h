@@ -48,8 +48,7 @@ static inline void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 
     *high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(INT32_MIN >> 15)));
 }
 static inline vec_f32 simd_load_bf16(const uint16_t *p) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 
 typedef __m512d vec_f64;

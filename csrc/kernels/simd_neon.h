@@ -46,9 +46,7 @@ static inline void simd_load_bf16_pair(const uint16_t *p, vec_f32 *low, vec_f32 
     *low = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
     *high = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000u)));
 }
-static inline vec_f32 simd_load_bf16(const uint16_t *p) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
+static inline vec_f32 simd_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 
 typedef float64x2_t vec_f64;
 typedef uint64x2_t vmask_f64;

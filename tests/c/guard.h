@@ -89,7 +89,8 @@ static inline void *pointer_of(const fl_kernels *k, const fl_kernel_info *info) 
     return pointer;
 }
 
-/* Two programs test the kernels, and none is left to neither: backward.c those of training, kernels.c all others. */
+/* Three programs test the kernels, and none is left to none: backward.c those of training, integers.c those of int8
+ * weights, kernels.c all others. */
 static inline bool is_of_training(const fl_kernel_info *info) {
     const size_t length = strlen(info->op);
     const bool keep = length > 5 && strcmp(info->op + length - 5, "_keep") == 0;
@@ -103,7 +104,8 @@ static inline bool is_of_training(const fl_kernel_info *info) {
 static inline void test_list(bool of_training, bool (*test)(const fl_kernel_info *info, fl_dtype dtype)) {
     const fl_kernel_info *info;
     for (int64_t i = 0; (info = fl_kernel_at(i)) != NULL; i++)
-        for (int dtype = 0; dtype < 2 && is_of_training(info) == of_training; dtype++) {
+        for (int dtype = 0; dtype < (info->f64 ? 2 : 1) && !info->integer && is_of_training(info) == of_training;
+             dtype++) {
             const long before = check_passed + check_failed;
             const bool known = test(info, (fl_dtype)dtype);
             check(known && check_passed + check_failed > before, "%s: a kernel without a test", info->op);

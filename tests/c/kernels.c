@@ -19,6 +19,35 @@ static int64_t packed_at(const fl_kernels *k, int64_t vecs, int64_t depth, int64
     return (first * depth + i * width + (vec - first)) * k->lanes + n % k->lanes;
 }
 
+/* bfloat16 weights: two registers of a panel lane by lane, an odd one after them. */
+static int64_t packed_bf16_at(const fl_kernels *k, int64_t vecs, int64_t depth, int64_t i, int64_t n) {
+    const int64_t vec = n / k->lanes, first = vec / k->panel_vecs * k->panel_vecs, in_panel = vec - first;
+    const int64_t width = vecs - first < k->panel_vecs ? vecs - first : k->panel_vecs;
+    const int64_t round = (first * depth + i * width) * k->lanes;
+    if (in_panel == width - 1 && width % 2) return round + in_panel * k->lanes + n % k->lanes;
+    return round + in_panel / 2 * 2 * k->lanes + n % k->lanes * 2 + in_panel % 2;
+}
+
+static bool bf16; /* of the product that is tested */
+
+static int64_t weight_bytes(int64_t size) { return bf16 ? 2 : size; }
+
+static void put_weight(char *w, const fl_kernels *k, int64_t vecs, int64_t depth, int64_t i, int64_t n, double value) {
+    if (!bf16) {
+        put(w, k->element_bytes, packed_at(k, vecs, depth, i, n), value);
+        return;
+    }
+    const float x = (float)value;
+    memcpy(w + 2 * packed_bf16_at(k, vecs, depth, i, n), (const char *)&x + 2, 2); /* little endian: the upper half */
+}
+
+static double weight_at(const char *w, const fl_kernels *k, int64_t vecs, int64_t depth, int64_t i, int64_t n) {
+    if (!bf16) return get(w, k->element_bytes, packed_at(k, vecs, depth, i, n));
+    float x = 0;
+    memcpy((char *)&x + 2, w + 2 * packed_bf16_at(k, vecs, depth, i, n), 2);
+    return (double)x;
+}
+
 typedef enum start_kind { START_SHARED, START_ROWS, START_IS_OUT, START_KINDS } start_kind;
 
 static double product_number(uint64_t tag, int64_t i, int64_t j) {
@@ -54,11 +83,10 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     fl_product_args p = {.rows = rows, .vecs = vecs, .parts = parts, .apart = apart};
     for (int64_t part = 0; part < parts; part++) {
         const int64_t d = depths[part];
-        char *w = place(&w_part[part], n * d * size, at_end);
+        char *w = place(&w_part[part], n * d * weight_bytes(size), at_end);
         for (int64_t i = 0; i < d; i++)
-            for (int64_t j = 0; j < n; j++)
-                put(w, size, packed_at(k, vecs, d, i, j), product_number(7 + (uint64_t)part, i, j));
-        memcpy(weights[part], w, (size_t)(n * d * size));
+            for (int64_t j = 0; j < n; j++) put_weight(w, k, vecs, d, i, j, product_number(7 + (uint64_t)part, i, j));
+        memcpy(weights[part], w, (size_t)(n * d * weight_bytes(size)));
         for (int64_t r = 0; r < rows; r++) {
             char *row = place(&a_rows[part][r], d * size, at_end);
             for (int64_t i = 0; i < d; i++) {
@@ -69,7 +97,7 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
             }
             pointers[part][r] = row;
         }
-        p.part[part] = (fl_product_part){d, pointers[part], w};
+        p.part[part] = (fl_product_part){.depth = d, .a = pointers[part], .w = w};
     }
     char *out = place(&out_guard, ((rows - 1) * stride + n) * size, at_end);
     char *from = out;
@@ -85,7 +113,8 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     p.out = out;
     p.out_stride = stride;
     const fl_fp_mode mode = fl_fp_begin();
-    k->product(&p);
+    if (bf16) k->product_bf16(&p);
+    else k->product(&p);
     fl_fp_end(mode);
 
     bool right = true, gaps = true, kept = true;
@@ -93,7 +122,7 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
         const double *const columns[4] = {column[0], column[1], column[2], column[3]};
         for (int64_t part = 0; part < parts; part++)
             for (int64_t i = 0; i < depths[part]; i++)
-                column[part][i] = get(weights[part], size, packed_at(k, vecs, depths[part], i, j));
+                column[part][i] = weight_at(weights[part], k, vecs, depths[part], i, j);
         for (int64_t r = 0; r < rows; r++) {
             const double *const of_row[4] = {a[0][r], a[1][r], a[2][r], a[3][r]};
             const double from = size == 4 ? (double)(float)start[r][j] : start[r][j];
@@ -112,7 +141,7 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     for (int64_t r = 0; r < rows - 1; r++)
         gaps = gaps && untouched(out + (r * stride + n) * size, (stride - n) * size, 0xff);
     for (int64_t part = 0; part < parts; part++) {
-        kept = kept && memcmp(weights[part], w_part[part].data, (size_t)(n * depths[part] * size)) == 0;
+        kept = kept && memcmp(weights[part], w_part[part].data, (size_t)(n * depths[part] * weight_bytes(size))) == 0;
         kept = kept && margin_untouched(&w_part[part]);
         for (int64_t r = 0; r < rows; r++)
             kept = kept && margin_untouched(&a_rows[part][r]) &&
@@ -121,17 +150,18 @@ static void product_case(const fl_kernels *k, int64_t rows, int64_t vecs, int64_
     }
     if (kind != START_IS_OUT) kept = kept && margin_untouched(&start_guard);
     const char *what = kind == START_SHARED ? "shared start" : kind == START_ROWS ? "start rows" : "start is out";
-#define PRODUCT "product_%s_%s: rows %lld, vecs %lld, depth %lld, parts %lld%s, %s, %s%s: %s"
-#define PRODUCT_ARGUMENTS                                                                                    \
-    size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, (long long)parts, \
-        apart ? " apart" : "", what, at_end ? "at the end" : "at the beginning", with_nan ? ", NaN" : ""
+#define PRODUCT "product%s_%s_%s: rows %lld, vecs %lld, depth %lld, parts %lld%s, %s, %s%s: %s"
+#define PRODUCT_ARGUMENTS                                                                                       \
+    bf16 ? "_bf16" : "", size == 4 ? "f32" : "f64", k->isa, (long long)rows, (long long)vecs, (long long)depth, \
+        (long long)parts, apart ? " apart" : "", what, at_end ? "at the end" : "at the beginning",              \
+        with_nan ? ", NaN" : ""
     check(right, PRODUCT, PRODUCT_ARGUMENTS, "wrong result");
     check(gaps, PRODUCT, PRODUCT_ARGUMENTS, "wrote between rows");
     check(kept && margin_untouched(&out_guard), PRODUCT, PRODUCT_ARGUMENTS, "wrote outside");
 }
 
 static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
-    (void)info;
+    bf16 = strcmp(info->op, "product_bf16") == 0;
     static const int64_t depths[] = {1, 2, 3, 4, 5, 7, 33};
     for (int64_t rows = 0; rows <= 15; rows++)
         for (int64_t vecs = 1; vecs <= 13; vecs++)
@@ -154,12 +184,13 @@ static void test_product(const fl_kernels *k, const fl_kernel_info *info) {
         const int d = i % 4, r = i / 4 % 4, parts = i / 16 % 4 + 1;
         const int64_t rows = some_rows[r], vecs = some_vecs[i / 64];
         const start_kind kind = (start_kind)(i % START_KINDS);
-        product_case(k, rows, vecs, deep[d], parts, true, kind, r % 2, r == 1 && d == 2);
+        if (!bf16) product_case(k, rows, vecs, deep[d], parts, true, kind, r % 2, r == 1 && d == 2);
         if (parts <= 2 && d > 1) product_case(k, rows, vecs, deep[d], parts, false, kind, r % 2, r == 1 && d == 2);
     }
     /* No rows: nothing is touched. */
-    fl_product_args p = {.rows = 0, .vecs = 3, .parts = 1, .part = {{5, NULL, NULL}}};
-    k->product(&p);
+    fl_product_args p = {.rows = 0, .vecs = 3, .parts = 1, .part = {{.depth = 5}}};
+    if (bf16) k->product_bf16(&p);
+    else k->product(&p);
 }
 
 /* --- cells --- */
@@ -494,9 +525,10 @@ static void test_tables(void) {
             check(k->element_bytes == (dtype == FL_FLOAT32 ? 4 : 8), "%s: element size", paths[path]);
             const fl_kernel_info *info;
             for (int64_t i = 0; (info = fl_kernel_at(i)) != NULL; i++) {
+                if (info->integer || (dtype && !info->f64)) continue;
                 check(pointer_of(k, info) != NULL, "%s_%s: none", info->op, k->isa);
                 check(info->doc && *info->doc, "%s: no description", info->op);
-                for (int other = 0; other < 2 * path; other++) {
+                for (int other = 0; other < 2 * path && info->f64; other++) {
                     const fl_kernels *o = fl_kernels_named(paths[other / 2], (fl_dtype)(other % 2));
                     check(pointer_of(k, info) != pointer_of(o, info), "%s_%s is that of %s", info->op, k->isa, o->isa);
                 }
@@ -537,7 +569,7 @@ static bool test_one(const fl_kernel_info *info, fl_dtype dtype) {
             test_cell(&cell_tests[i], dtype, info->offset);
             return true;
         }
-    void (*each)(const fl_kernels *, const fl_kernel_info *) = strcmp(info->op, "product") == 0     ? test_product
+    void (*each)(const fl_kernels *, const fl_kernel_info *) = strncmp(info->op, "product", 7) == 0 ? test_product
                                                                : strncmp(info->op, "roof_", 5) == 0 ? test_roof
                                                                                                     : NULL;
     if (!each) return false;
