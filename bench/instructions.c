@@ -13,18 +13,24 @@ typedef struct fixed_case {
     work work;
     fl_cell_kind cell;
     int64_t I, H, T, B;
+    fl_weight_type type;
+    int32_t activation_bits;
 } fixed_case;
 
 static const fixed_case CASES[] = {
-    {"lstm step, H 32", STEP, FL_LSTM, 32, 32, 1, 1},
-    {"lstm step, H 256", STEP, FL_LSTM, 256, 256, 1, 1},
-    {"gru step, H 64", STEP, FL_GRU, 64, 64, 1, 1},
-    {"rnn step, H 33", STEP, FL_RNN, 33, 33, 1, 1},
-    {"gated rnn step, H 64", STEP, FL_GATED_RNN, 64, 64, 1, 1},
-    {"lstm sequence, H 64, T 50", FORWARD, FL_LSTM, 64, 64, 50, 1},
-    {"lstm batch, H 64, T 8, B 32", FORWARD, FL_LSTM, 64, 64, 8, 32},
-    {"lstm training, H 48, T 10, B 12", TRAIN, FL_LSTM, 48, 48, 10, 12},
-    {"gru training, H 48, T 10, B 12", TRAIN, FL_GRU, 48, 48, 10, 12},
+    {"lstm step, H 32", STEP, FL_LSTM, 32, 32, 1, 1, FL_FULL, 0},
+    {"lstm step, H 256", STEP, FL_LSTM, 256, 256, 1, 1, FL_FULL, 0},
+    {"lstm step, H 256, bfloat16", STEP, FL_LSTM, 256, 256, 1, 1, FL_BFLOAT16, 0},
+    {"lstm step, H 256, int8", STEP, FL_LSTM, 256, 256, 1, 1, FL_INT8, 8},
+    {"lstm step, H 256, int8/16", STEP, FL_LSTM, 256, 256, 1, 1, FL_INT8, 16},
+    {"gru step, H 64", STEP, FL_GRU, 64, 64, 1, 1, FL_FULL, 0},
+    {"rnn step, H 33", STEP, FL_RNN, 33, 33, 1, 1, FL_FULL, 0},
+    {"gated rnn step, H 64", STEP, FL_GATED_RNN, 64, 64, 1, 1, FL_FULL, 0},
+    {"lstm sequence, H 64, T 50", FORWARD, FL_LSTM, 64, 64, 50, 1, FL_FULL, 0},
+    {"lstm batch, H 64, T 8, B 32", FORWARD, FL_LSTM, 64, 64, 8, 32, FL_FULL, 0},
+    {"lstm batch, H 64, T 8, B 32, int8", FORWARD, FL_LSTM, 64, 64, 8, 32, FL_INT8, 8},
+    {"lstm training, H 48, T 10, B 12", TRAIN, FL_LSTM, 48, 48, 10, 12, FL_FULL, 0},
+    {"gru training, H 48, T 10, B 12", TRAIN, FL_GRU, 48, 48, 10, 12, FL_FULL, 0},
 };
 enum { COUNT = sizeof CASES / sizeof CASES[0] };
 static const int64_t GATES[] = {4, 3, 1, 2};
@@ -43,16 +49,32 @@ static void must(fl_status status) {
     }
 }
 
+/* A matrix as the case keeps it; its scales, where it has any. */
+static fl_array matrix(const fixed_case *c, int64_t rows, int64_t columns, fl_array *scale) {
+    const int64_t count = rows * columns;
+    float *full = numbers(count, 0.2f);
+    if (c->type == FL_FULL) return (fl_array){full, count};
+    void *small = numbers(count, 0); /* large enough for either type */
+    if (c->type == FL_BFLOAT16) must(fl_to_bfloat16(full, count, small));
+    else {
+        float *scales = numbers(rows, 0);
+        must(fl_to_int8(full, rows, columns, small, scales));
+        *scale = (fl_array){scales, rows};
+    }
+    return (fl_array){small, count};
+}
+
 static void run(const fixed_case *c, long runs) {
     const int64_t I = c->I, H = c->H, T = c->T, B = c->B, rows = GATES[c->cell] * H;
     fl_config config;
     fl_layer *layer;
     fl_config_init(&config, c->cell, I, H);
-    const fl_weights weights = {.size = sizeof weights,
-                                .weight_ih = {numbers(rows * I, 0.2f), rows * I},
-                                .weight_hh = {numbers(rows * H, 0.2f), rows * H},
-                                .bias_ih = {numbers(rows, 0.2f), rows},
-                                .bias_hh = {numbers(rows, 0.2f), rows}};
+    config.weight_type = c->type;
+    config.activation_bits = c->activation_bits;
+    fl_weights weights = {
+        .size = sizeof weights, .bias_ih = {numbers(rows, 0.2f), rows}, .bias_hh = {numbers(rows, 0.2f), rows}};
+    weights.weight_ih = matrix(c, rows, I, &weights.scale_ih);
+    weights.weight_hh = matrix(c, rows, H, &weights.scale_hh);
     float *x = numbers(T * B * I, 1), *y = numbers(T * B * H, 0);
     const fl_sequence sequence = {.size = sizeof sequence,
                                   .T = T,

@@ -78,7 +78,8 @@ def test_markdown_and_chart(smoke: Path) -> None:
     roofline = ET.parse(smoke / "roofline.svg")
     dots = [dot for dot in roofline.iter(SVG + "circle") if dot.find(SVG + "title") is not None]
     layers = [row for row in result["rows"] if row["kind"] == "layer" and row["dtype"] == "float32"]
-    assert len(dots) == len([row for row in layers if not row["table"].startswith("train")]) > 0
+    forward = [row for row in layers if not row["table"].startswith("train")]
+    assert len(dots) == len(forward) + len(grid.PRECISIONS) > len(grid.PRECISIONS)  # a row of one sequence
 
 
 class Planted(peers.NumPy):
@@ -376,21 +377,19 @@ def test_load_options_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is asked for as the layers want it, and held against our float32."""
-    asked = []
+    asked, quantize = [], fastlstm.LSTM.quantize
 
-    def quantize(layer: Any, kind: str, **options: Any) -> Any:
+    def spied(layer: Any, kind: str, **options: Any) -> Any:
         asked.append((kind, options))
-        return layer
+        return quantize(layer, kind, **options)
 
-    monkeypatch.setattr(fastlstm.LSTM, "quantize", quantize, raising=False)
+    monkeypatch.setattr(fastlstm.LSTM, "quantize", spied)
     row = in_process(monkeypatch, tmp_path, "precision lstm 64,128,1,1", "--peers", "numpy")
     assert asked == [("bfloat16", {}), ("int8", {}), ("int8", {"activation_bits": 16})]
     for precision in grid.PRECISIONS:
         ratio = row["engines"][f"fastlstm {precision}"]["ratio"]
         assert row[f"{precision} over float32"] == pytest.approx(1 / ratio)
-    monkeypatch.delattr(fastlstm.LSTM, "quantize")
-    row = in_process(monkeypatch, tmp_path, "precision lstm 64,128,1,1", "--peers", "numpy")
-    assert row["cannot"]["fastlstm int8"] == "not in this version" and "fastlstm" in row["engines"]
+        assert 1e-5 < row["engines"][f"fastlstm {precision}"]["output_error"] < 0.1
 
 
 def test_precision_against_peers() -> None:

@@ -87,11 +87,8 @@ class FastLSTM(Peer):
         ]
 
     def _quantized(self, p: Problem, precision: str) -> list[Call]:
-        layer = self._layer(p)
-        if not hasattr(layer, "quantize"):
-            raise Cannot(NEW)
         kind, _, bits = precision.partition("/")
-        layer = layer.quantize(kind, **({"activation_bits": int(bits)} if bits else {}))
+        layer = self._layer(p).quantize(kind, **({"activation_bits": int(bits)} if bits else {}))
         if p.row.streams:
             return [self._step(p, layer)]
         return [Call(partial(layer, p.x, nested(p.state)), flat, "layer", self.enter)]
