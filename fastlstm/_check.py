@@ -1035,35 +1035,46 @@ def finite(name: str, value: Array) -> None:
         raise ValueError(f"quantize: {name} holds NaN or infinity, which int8 cannot")
 
 
-def held(o: AnyOptions) -> dict[str, tuple[np.dtype[Any], Shape]]:
-    """The arrays that hold the parameters, in memory and in files: those of `shapes`, but that smaller
-    weights are of their own type, and int8 ones have a `.scale` for each row beside them."""
+def held(o: AnyOptions) -> dict[str, Shape]:
+    """The arrays that hold the parameters, in memory and in files: those of `shapes`, and beside each int8
+    matrix a `.scale` for each row."""
     if isinstance(o, SequentialOptions):
-        return {f"{i}.{n}": a for i, part in enumerate(o.modules) for n, a in held(part).items()}
-    dtype: np.dtype[Any] = np.dtype(o.dtype or "float32")
-    weight_dtype = o.weight_dtype if isinstance(o, Options) else None
-    arrays = {}
+        return {f"{i}.{n}": shape for i, part in enumerate(o.modules) for n, shape in held(part).items()}
+    if not isinstance(o, Options) or o.weight_dtype != "int8":
+        return o.shapes()
+    shapes: dict[str, Shape] = {}
     for name, shape in o.shapes().items():
-        arrays[name] = (dtype, shape)
-        if weight_dtype is not None and MATRIX.fullmatch(name):
-            arrays[name] = (WEIGHT_DTYPES[weight_dtype], shape)
-            if weight_dtype == "int8":
-                arrays[f"{name}.scale"] = (dtype, shape[:1])
-    return arrays
+        shapes[name] = shape
+        if MATRIX.fullmatch(name):
+            shapes[f"{name}.scale"] = shape[:1]
+    return shapes
+
+
+def held_dtype(o: AnyOptions, name: str) -> np.dtype[Any]:
+    """Of one of those arrays; smaller weights are of their own type."""
+    if isinstance(o, SequentialOptions):
+        number, _, name = name.partition(".")
+        return held_dtype(o.modules[int(number)], name)
+    if isinstance(o, Options) and o.weight_dtype is not None and MATRIX.fullmatch(name):
+        return WEIGHT_DTYPES[o.weight_dtype]
+    return np.dtype(o.dtype or "float32")
 
 
 def held_arrays(value: Mapping[str, Array], o: AnyOptions) -> dict[str, Array]:
     """Read-only copies of the arrays of a file or a pickle; ValueError if they are not as `held` says."""
     wanted = held(o)
-    wrong = mismatch({n: s for n, (_, s) in wanted.items()}, {n: np.shape(a) for n, a in value.items()})
+    wrong = mismatch(wanted, {n: np.shape(a) for n, a in value.items()})
     if wrong:
         raise ValueError(f"the parameters do not fit {o!r}: {wrong}")
-    for name, (dtype, _) in wanted.items():
-        if value[name].dtype != dtype:
-            raise ValueError(f"{name} must hold {dtype}, got {value[name].dtype}")
-        if name.endswith(".scale") and not (np.isfinite(value[name]) & (value[name] >= 0)).all():
+    copies = {}
+    for name in wanted:
+        array, dtype = value[name], held_dtype(o, name)
+        if array.dtype != dtype:
+            raise ValueError(f"{name} must hold {dtype}, got {array.dtype}")
+        if name.endswith(".scale") and not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(f"{name} must hold finite numbers of 0 or more")
-    return {name: frozen(np.array(value[name], dtype, order="C")) for name, (dtype, _) in wanted.items()}
+        copies[name] = frozen(np.array(array, dtype, order="C"))
+    return copies
 
 
 def parameters(

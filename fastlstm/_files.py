@@ -139,11 +139,11 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOpt
         options = _merged(path, kind, facts, given, own) if parts is None else _converted(parts, given)
         with _blaming(path):
             held = _check.held(options)
-            shapes = {name: shape for name, (_, shape) in held.items()}
-            wrong = _check.mismatch(shapes, {name: e.shape for name, e in entries.items()})
+            wrong = _check.mismatch(held, {name: e.shape for name, e in entries.items()})
             if wrong:
                 raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
-            return options, {name: _tensor(file, name, entries[name], held[name][0]) for name in held}
+            dtypes = {name: _check.held_dtype(options, name) for name in held}
+            return options, {name: _tensor(file, name, entries[name], dtypes[name]) for name in held}
 
 
 @contextlib.contextmanager

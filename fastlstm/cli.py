@@ -1,4 +1,4 @@
-"""The command `fastlstm`, also `python -m fastlstm`: demo, train, generate, bench, info."""
+"""The command `fastlstm`, also `python -m fastlstm`: demo, train, generate, verify, bench, info."""
 
 from __future__ import annotations
 
@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands)
     _add_generate(commands)
+
+    _add_verify(commands)
 
     # Its options are its own: main hands them on unread, --help too.
     commands.add_parser("bench", help="measure against NumPy and every installed peer", add_help=False)
@@ -231,6 +233,42 @@ def _add_generate(commands: Any) -> None:
         help="of the drawing (0)",
     )
     command.set_defaults(run=_generate)
+
+
+def _add_verify(commands: Any) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="a model in float32, bfloat16 and int8: errors and speed",
+        description="Runs a model in every precision over data and holds it against float64: largest and "
+        "mean error, signal-to-noise ratio, agreement of the top choice where the last module gives logits, "
+        "bits per symbol of a text, and the speed of one step and of a whole call.",
+        epilog="Exit code 2 if the model or the data cannot be read.",
+    )
+    command.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a file that fastlstm.load reads (the bundled language model)",
+    )
+    command.add_argument(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="a .npy file of numbers [T, I] or [T, B, I] or of tokens [T] or [T, B], or for a model of "
+        "`fastlstm train` a text (random input; of the bundled model, a text that it has not seen)",
+    )
+    command.add_argument(
+        "--seed", type=_integer(0, 2**63 - 1), default=0, metavar="N", help="of random input (0)"
+    )
+    command.add_argument("--json", action="store_true", help="the same as JSON")
+    command.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from . import _verify
+
+    _verify.verify(options.model, options.data, seed=options.seed, as_json=options.json, out=sys.stdout)
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
