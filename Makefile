@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build test test-c strict asan asan-python tsan neon neon-kernels ulp coverage bench bench-smoke peers lint \
+.PHONY: help demo build test test-c strict asan asan-python tsan neon neon-kernels ulp coverage bench bench-smoke peers instructions lint \
 	format typecheck dist clean
 
 help: ## what there is
@@ -47,7 +47,7 @@ demo: build ## install, then read a real text with the model that comes along
 	$(PYTHON) -m venv .venv-test
 
 # Built afresh: no module that an earlier build left behind gets into the wheel.
-build/wheel/.built: $(SOURCES) $(wildcard fastlstm/_bench/*.py fastlstm/data/*) | .venv-test/bin/python
+build/wheel/.built: $(SOURCES) $(wildcard fastlstm/_bench/*.py fastlstm/_bench/*/*.py fastlstm/data/*) | .venv-test/bin/python
 	@echo "building the wheel, a minute or two"
 	rm -rf build/lib build/lib.* build/wheel
 	.venv-test/bin/python $(PIP) wheel -q --no-deps -w build/wheel .
@@ -151,15 +151,25 @@ coverage: $(call programs,coverage) ## lines of the core that the C programs run
 
 # --- benchmark, tools --------------------------------------------------------------------------------------------
 
-.venv-bench/.made: pyproject.toml
-	$(call venv,.venv-bench,-e ".[test,bench]")
+# Environments of the peers: torch, ONNX Runtime and OpenVINO share one, TensorFlow and JAX have their own.
+PEER_VENVS := .venv-bench .venv-bench-tensorflow .venv-bench-jax
+BENCH_EXTRAS_.venv-bench := test,bench
+BENCH_EXTRAS_.venv-bench-tensorflow := bench-tensorflow
+BENCH_EXTRAS_.venv-bench-jax := bench-jax
+
+$(PEER_VENVS:%=%/.made): %/.made: pyproject.toml
+	$(call venv,$*,-e ".[$(BENCH_EXTRAS_$*)]")
 	@touch $@
 
-peers: .venv-bench/.made ## .venv-bench with torch, onnxruntime and OpenVINO, for the benchmark
+peers: $(PEER_VENVS:%=%/.made) ## the environments of the peers (gigabytes): .venv-bench, -tensorflow, -jax
 
-bench: peers ## measure the whole grid against NumPy and the peers (an hour; wants a quiet machine)
+# Built once more if the core has changed; the other environments take the same source tree.
+bench: peers ## measure the whole grid against NumPy and the peers (hours; wants a quiet machine)
 	.venv-bench/bin/python $(PIP) install -q --no-deps -e .
-	.venv-bench/bin/python bench/run.py $(ARGS)
+	.venv-bench/bin/python bench/run.py $(patsubst %,--also %/bin/python,$(wordlist 2,9,$(PEER_VENVS))) $(ARGS)
+
+instructions: build/c/plain/instructions ## do kernels take more instructions than they did? (ARGS=--update: now they may)
+	$(PYTHON) bench/instructions.py $< $(ARGS)
 
 bench-smoke: build ## a few rows of the benchmark in seconds: that it runs, not how fast
 	.venv/bin/fastlstm bench --smoke --out build/bench $(ARGS)

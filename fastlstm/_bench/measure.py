@@ -21,13 +21,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .grid import Array, Problem, Row, problem
-from .peers import Call
+from .grid import PRECISIONS, Array, Problem, Row
+from .peers import Call, Cannot, Column
 
 TOLERANCE = 2e-5  # largest |value - float64 reference| / max(1, |reference|) of an output or final state
 # In training, of outputs, states and gradients: |value - float64 reference| / the array's largest entry.
 TRAINING_TOLERANCE = 1e-5
-BEST_OF = ("torch", "onnxruntime", "openvino")  # the peers that "best peer" means
+FLOAT64_TOLERANCE = 1e-12  # of either kind, where all is float64
+PRECISION_TOLERANCE = 0.2  # of reduced precision, whose errors are results: only what is no LSTM is refused
+# The peers that "best peer" means, of columns of the same precision; those of a pool are two ways of one.
+BEST_OF = ("torch", "onnxruntime", "onnxruntime alone", "openvino", "keras", "jax", "litert")
+AS_FAST = 1.1  # times the fastest variant's time: so much longer counts as no longer
+FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # those that the floors above 1 were set against
 # ns of a multiply-add on the core of the audio rows' floors: 4 cycles, at 32 FLOP a cycle and 117 GFLOP/s.
 FLOORS_MULTIPLY_ADD_NS = 4 * 32 / 117
 LONG_CALL = 0.02  # seconds; of a shorter one, the first call after the other engines' waits for the caches
@@ -60,6 +65,7 @@ class Engine:
     name: str
     call: Call
     error: float
+    output_error: float  # largest |value - float64 reference| of the output
     seconds: float  # a call, roughly
     settling: float = 0.001  # seconds its threads spin after a call
     calls: int = 1
@@ -72,20 +78,33 @@ class Engine:
         return {
             "median_us": float(median), "p10_us": float(low), "p90_us": float(high),
             "batches": len(self.samples), "calls_per_batch": self.calls, "max_error": self.error,
+            "output_error": self.output_error,
             "variant": self.call.variant, "variants_us": self.variants,
         }  # fmt: skip
 
 
-def check(name: str, outputs: Sequence[Array], expected: Sequence[Array], train: bool = False) -> float:
-    """The largest error of the outputs, or Mismatch."""
+def tolerance(row: Row) -> float:
+    if row.kind in ("precision", "model"):  # a model's errors are shown too, and it may be quantized
+        return PRECISION_TOLERANCE
+    if row.dtype == "float64":
+        return FLOAT64_TOLERANCE
+    return TRAINING_TOLERANCE if row.train else TOLERANCE
+
+
+def check(
+    name: str, outputs: Sequence[Array], expected: Sequence[Array], train: bool = False,
+    limit: float | None = None,
+) -> float:  # fmt: skip
+    """The largest error of the outputs, or Mismatch if it is above the limit (that of float32)."""
     if [o.shape for o in outputs] != [e.shape for e in expected]:
         raise Mismatch(f"{name}: shapes {[o.shape for o in outputs]}, expected {[e.shape for e in expected]}")
     scales = [np.max(np.abs(e)) if train else np.maximum(1, np.abs(e)) for e in expected]
     triples = zip(outputs, expected, scales, strict=True)
     error = float(np.max([np.max(np.abs(o - e) / scale) for o, e, scale in triples]))
-    tolerance = TRAINING_TOLERANCE if train else TOLERANCE
-    if not error <= tolerance:  # NaN is no match
-        raise Mismatch(f"{name}: off the float64 reference by {error:.2g}, tolerance {tolerance:g}")
+    if limit is None:
+        limit = TRAINING_TOLERANCE if train else TOLERANCE
+    if not error <= limit:  # NaN is no match
+        raise Mismatch(f"{name}: off the float64 reference by {error:.2g}, tolerance {limit:g}")
     return error
 
 
@@ -147,8 +166,9 @@ def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
         start = perf_counter()
         result = call.run()
         seconds = perf_counter() - start
-        error = check(f"{name} ({call.variant})", call.read(result), p.expected, p.row.train)
-        engine = Engine(name, call, error, seconds)
+        outputs = call.read(result)
+        error = check(f"{name} ({call.variant})", outputs, p.expected, p.row.train, tolerance(p.row))
+        engine = Engine(name, call, error, float(np.max(np.abs(outputs[0] - p.expected[0]))), seconds)
         # A first, cold call is time enough of a slow engine; but oneDNN's in training takes 0.3 s and more.
         for k in range(3):
             if engine.seconds < s.budget / 10 or (k == 0 and p.row.train):
@@ -159,6 +179,8 @@ def choose(name: str, p: Problem, calls: Iterable[Call], s: Settings) -> Engine:
     best = min(found, key=lambda e: e.seconds)
     best.calls = batch_of(best.seconds, s)
     best.variants = {e.call.variant: e.seconds * 1e6 for e in found}
+    # Of two ways that are as fast, a user takes the more accurate.
+    best.output_error = min(e.output_error for e in found if e.seconds <= AS_FAST * best.seconds)
     return best
 
 
@@ -199,19 +221,16 @@ def roofline(core: Any, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def clock_now(core: Any) -> Clock:
+def clock_now(core: Any, dtype: str = "float32") -> Clock:
     """At this moment: in three bursts of some 40 µs, for multiply-adds of registers draw less power than a
     product, and within a millisecond of them the clock was 10 to 20 % faster."""
-    flops = statistics.median(core.peak_flops("float32", 0) for _ in range(3))
-    return Clock(float(flops), float(core.multiply_add_ns("float32", 0)))
+    flops = statistics.median(core.peak_flops(dtype, 0) for _ in range(3))
+    return Clock(float(flops), float(core.multiply_add_ns(dtype, 0)))
 
 
-def figures(
-    row: Row, us: Mapping[str, float], clock: Clock, threads: int, reads: Mapping[str, float]
-) -> dict[str, Any]:
-    """What a row's medians say: ratios, the share of the peak and, for one sequence, of the roof."""
+def figures(row: Row, mine: float, clock: Clock, threads: int, reads: Mapping[str, float]) -> dict[str, Any]:
+    """What our median µs says by itself: the share of the peak and, for one sequence, of the roof."""
     peak = threads * clock.flops
-    mine = us["fastlstm"]
     out: dict[str, Any] = {
         "us": mine, "ns_per_step": 1000 * mine / row.steps, "gflops": row.flops / mine / 1e3,
         "peak_gflops": peak / 1e9, "peak_percent": 100 * row.flops / (mine * 1e-6 * peak),
@@ -222,52 +241,117 @@ def figures(
         level = next((k for k, n in CACHES.items() if row.weight_bytes <= 2 * n), "memory")
         seconds = row.steps * max(row.weight_bytes / reads[level], row.flops / row.steps / peak)
         out |= {"roof_percent": 100 * seconds / (mine * 1e-6), "weights_in": level}
-    peers = [name for name in BEST_OF if name in us]
-    if peers:
-        best = min(peers, key=us.__getitem__)
-        out |= {"best_peer": best, "speedup": us[best] / mine}
-        if "fastlstm call" in us:
-            out["call_speedup"] = us[best] / us["fastlstm call"]
-    if "numpy" in us:
-        out["over_numpy"] = us["numpy"] / mine
     if row.table == "audio":
         # Such a step is a chain that waits: it gains nothing from a core that multiplies more at once.
         out["scaled_ns"] = out["ns_per_step"] * FLOORS_MULTIPLY_ADD_NS / clock.multiply_add_ns
-    if "fastlstm dense" in us:
-        out["against_dense"] = mine / us["fastlstm dense"]
-    if "torch padded" in us:
-        out["over_padded"] = us["torch padded"] / mine
-    if "fastlstm 1 thread" in us:
-        out["against_one_thread"] = us["fastlstm 1 thread"] / mine
     return out
 
 
-def measure(
-    row: Row, fast: Any, peers: Sequence[Any], core: Any, roof: Mapping[str, Any], s: Settings
-) -> dict[str, Any]:
-    """One row of the result: every engine's times and what they say; the errors of those that have none."""
-    out: dict[str, Any] = {
-        "name": row.name, "table": row.table, "cell": row.cell, **dict(zip("IHTB", row.shape, strict=True)),
-        "core": row.in_core, "valid_steps": row.valid_steps, "flops": row.flops,
-        "weight_bytes": row.weight_bytes,
+def comparisons(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the columns of a row say of each other. `ratio` is a column's time over that of fastlstm in the
+    same process, so that columns of several processes compare."""
+    ratio = {name: e["ratio"] for name, e in engines.items()}
+    out: dict[str, Any] = {}
+    peers = [name for name in BEST_OF if name in ratio]
+    if peers:
+        best = min(peers, key=ratio.__getitem__)
+        out |= {"best_peer": best, "speedup": ratio[best]}
+        if "fastlstm call" in ratio:
+            out["call_speedup"] = ratio[best] / ratio["fastlstm call"]
+    if held_against := [ratio[name] for name in FLOOR_PEERS if name in ratio]:
+        out["floor_speedup"] = min(held_against)
+        if "fastlstm call" in ratio:
+            out["floor_call_speedup"] = min(held_against) / ratio["fastlstm call"]
+    beside = {
+        "over_numpy": "numpy", "over_torch": "torch", "over_padded": "torch padded",
+        "against_one_thread": "fastlstm 1 thread", "over_streams": "fastlstm streams",
+        "of_batch_rate": "fastlstm batch",
     }  # fmt: skip
-    p = problem(row)
-    engines: list[Engine] = []
-    wrong = {}
-    for e in (fast, *peers):
+    out |= {key: ratio[name] for key, name in beside.items() if name in ratio}
+    if "fastlstm dense" in ratio:
+        out["against_dense"] = 1 / ratio["fastlstm dense"]
+    for precision in PRECISIONS:
+        if (mine := f"fastlstm {precision}") in ratio:
+            out[f"{precision} over float32"] = 1 / ratio[mine]
+            kind = precision.partition("/")[0]  # 16-bit activations too are held against the peers' int8
+            rivals = [name for name in (f"torch {kind}", f"onnxruntime {kind}") if name in ratio]
+            if rivals:
+                least = min(engines[name]["output_error"] for name in rivals)
+                out[f"{precision} over peers"] = min(ratio[name] for name in rivals) / ratio[mine]
+                out[f"{precision} error over peers"] = engines[mine]["output_error"] / least
+    return out
+
+
+def described(row: Row) -> dict[str, Any]:
+    """What a row of the result says before anything is measured."""
+    return {
+        "name": row.name, "table": row.table, "cell": row.cell, **dict(zip("IHTB", row.shape, strict=True)),
+        "kind": row.kind, "dtype": row.dtype, "options": dict(row.options), "core": row.in_core,
+        "valid_steps": row.valid_steps, "flops": row.flops, "weight_bytes": row.weight_bytes,
+    }  # fmt: skip
+
+
+class Gathered(NamedTuple):
+    """The engines of a row, checked and ready to be timed; why others are not among them."""
+
+    engines: list[Engine]
+    cannot: dict[str, str]
+    wrong: dict[str, str]
+
+    def has(self, name: str) -> bool:
+        return any(e.name == name for e in self.engines)
+
+    def reasons(self) -> dict[str, dict[str, str]]:
+        found = {"cannot": self.cannot, "left_out": self.wrong}
+        return {key: reasons for key, reasons in found.items() if reasons}
+
+
+def gather(p: Problem, fast: Any, peers: Sequence[Any], s: Settings, only_base: bool = False) -> Gathered:
+    """Ours, of which `only_base` leaves one column, then the peers; without our first there is no row."""
+    found = Gathered([], {}, {})
+    mine = fast.columns(p)
+    columns: list[Column] = [*mine[: 1 if only_base else None], *(c for e in peers for c in e.columns(p))]
+    for column in columns:
         try:
-            mine = [(e.name, p, calls)] if (calls := e.calls(p)) else []
-            engines += [choose(name, q, calls, s) for name, q, calls in (*mine, *e.beside(p))]
+            found.engines.append(choose(column.name, column.problem, column.calls(), s))
+        except Cannot as reason:
+            found.cannot[column.name] = str(reason)
         except Exception as error:  # a peer that can't run must be seen, not be missing from "best peer"
-            wrong[e.name] = f"{type(error).__name__}: {error}"
-    if wrong:
-        out["left_out"] = wrong
-    if fast.name in wrong:
-        return {**out, "error": wrong[fast.name]}
-    clock = take_turns(engines, lambda: clock_now(core), s)
-    out["engines"] = {e.name: e.summary() for e in engines}
-    us = {name: e["median_us"] for name, e in out["engines"].items()}
-    return out | figures(row, us, clock, s.threads, roof["read_bytes_per_second"])
+            found.wrong[column.name] = f"{type(error).__name__}: {error}"
+        if column is columns[0] and not found.engines:
+            break  # without ours, the others' times say nothing
+    return found
+
+
+def summaries(engines: Sequence[Engine]) -> dict[str, dict[str, Any]]:
+    """Of each column what was timed, and its ratio to the first, ours."""
+    found = {e.name: e.summary() for e in engines}
+    us = found[engines[0].name]["median_us"]
+    for summary in found.values():
+        summary["ratio"] = summary["median_us"] / us
+    return found
+
+
+def measure(
+    p: Problem, fast: Any, peers: Sequence[Any], core: Any, roof: Mapping[str, Any], s: Settings,
+    companion: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """One row of the result: every engine's times and what they say; the errors of those that have none.
+
+    A companion only adds peers to a row that another process measures: of ours it times what the others are
+    held against, and nothing if no peer can do the row.
+    """
+    row = p.row
+    gathered = gather(p, fast, peers, s, only_base=companion)
+    out = described(row) | gathered.reasons()
+    if fast.name in gathered.wrong:
+        return {**out, "error": gathered.wrong[fast.name]}
+    if not gathered.has(fast.name) or (companion and len(gathered.engines) == 1):
+        return out
+    clock = take_turns(gathered.engines, lambda: clock_now(core, row.dtype), s)
+    found = summaries(gathered.engines)
+    ours = figures(row, found[fast.name]["median_us"], clock, s.threads, roof["read_bytes_per_second"])
+    return out | {"engines": found} | ours | comparisons(found)
 
 
 def against_48(rows: Sequence[dict[str, Any]]) -> None:
