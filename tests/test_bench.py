@@ -43,9 +43,6 @@ def test_json(smoke: Path) -> None:
     assert set(rows) == set(grid.SMOKE)
     kinds = {row.name: row for row in grid.rows()}
     for name, row in rows.items():
-        if name.startswith("pool") and "engines" not in row:
-            assert row["cannot"]["fastlstm"] == "not in this version"
-            continue
         if row["kind"] == "layer":
             assert row["engines"].keys() >= {"fastlstm", "numpy"} and row["over_numpy"] > 0
         else:
@@ -436,31 +433,11 @@ def test_the_error_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.call.variant == "fast" and engine.output_error == pytest.approx(0.05)
 
 
-class StandIn:
-    """A pool as its users see it, made of a batch."""
-
-    def __init__(self, layer: Any, capacity: int) -> None:
-        self.layer, self.count, self.state = layer, 0, None
-
-    def open(self) -> int:
-        self.count += 1
-        return self.count
-
-    def step(self, ids: Any, x: Any, out: Any) -> Any:
-        assert len(set(ids)) == self.count == len(x)
-        y, self.state = self.layer(x[None], self.state)
-        out[...] = y[0]
-        return out
-
-
 @pytest.mark.parametrize("name", ["pool 32,32 x 1", "pool 64,128 x 2"])
 def test_pools(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastlstm, "StreamPool", StandIn, raising=False)
     row = in_process(monkeypatch, tmp_path, name, "--peers", "numpy")
     assert set(row["engines"]) == {"fastlstm", "fastlstm streams", "fastlstm batch"}
     assert row["over_streams"] > 0 and row["of_batch_rate"] > 0
-    monkeypatch.delattr(fastlstm, "StreamPool")
-    assert in_process(monkeypatch, tmp_path, name, "--peers", "numpy")["cannot"]["fastlstm"]
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])

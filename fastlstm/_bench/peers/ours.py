@@ -15,7 +15,6 @@ from ..grid import LAYERS, PRECISIONS, SCALING, Array, Problem, flat, problem, t
 from .base import Call, Cannot, Column, Peer, nested
 
 NUMPY_TRAINS = 1e9  # flops of a step of training, at most: a larger one would take most of the row's time
-NEW = "not in this version"
 
 
 def _train(layer: Any, p: Problem) -> tuple[Any, Any]:
@@ -102,10 +101,7 @@ class FastLSTM(Peer):
         ]
 
     def _pool(self, p: Problem) -> list[Call]:
-        kind = getattr(fastlstm, "StreamPool", None)
-        if kind is None:
-            raise Cannot(NEW)
-        pool = kind(self._layer(p), p.row.batch)
+        pool = fastlstm.StreamPool(self._layer(p), p.row.batch)
         ids = np.array([pool.open() for _ in range(p.row.batch)])
         run = partial(pool.step, ids, p.x[0], out=np.empty((p.row.batch, p.row.units), np.float32))
         return [Call(run, lambda y: (y[None],), "StreamPool.step", self.enter)]
