@@ -166,6 +166,33 @@ static void print_gradients(const fl_layer *layer, const fl_config *c, int64_t r
     free((void *)q.x);
 }
 
+/* Of the layers that run: as they are, or smaller. */
+typedef struct weight_kind {
+    const char *name;
+    int type, activation_bits;
+} weight_kind;
+
+static const weight_kind weight_kinds[] = {
+    {"", FL_FULL, 0}, {" bfloat16", FL_BFLOAT16, 0}, {" int8", FL_INT8, 8}, {" int8, 16 bits", FL_INT8, 16}};
+static const weight_kind *weights_are = weight_kinds;
+
+/* Replaces a float32 matrix by its smaller form; `scale` for int8. */
+static void shrink(fl_array *matrix, fl_array *scale, int64_t rows) {
+    if (!matrix->count || weights_are->type == FL_FULL) return;
+    void *whole = (void *)matrix->data, *small = malloc((size_t)matrix->count * 2);
+    float *scales = malloc((size_t)rows * sizeof *scales);
+    if (!small || !scales) exit(2);
+    if (weights_are->type == FL_BFLOAT16) {
+        ok(fl_to_bfloat16(whole, matrix->count, small));
+        free(scales);
+    } else {
+        ok(fl_to_int8(whole, rows, matrix->count / rows, small, scales));
+        *scale = (fl_array){scales, rows};
+    }
+    matrix->data = small;
+    free(whole);
+}
+
 static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden, special kind) {
     fl_config config;
     fl_config_init(&config, (fl_cell_kind)o->cell, inputs, hidden);
@@ -180,6 +207,8 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     config.coupled_gates = o->coupled;
     config.reset_after = !o->reset_before;
     config.clip = o->clip;
+    config.weight_type = weights_are->type;
+    config.activation_bits = weights_are->activation_bits;
     const int roles = o->cell == FL_LSTM ? 3 : o->cell == FL_RNN ? 1 : 2;
     for (int i = 0; i < roles && o->activations[0] >= 0; i++) {
         config.own_activations = 1;
@@ -208,6 +237,9 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
         }
         if (config.proj_size) w[i].weight_hr = (fl_array){array_of(P * hidden, seed + 5, scale), P * hidden};
         if (o->peepholes) w[i].weight_peephole = (fl_array){array_of(3 * hidden, seed + 6, 0.5), 3 * hidden};
+        shrink(&w[i].weight_ih, &w[i].scale_ih, rows);
+        shrink(&w[i].weight_hh, &w[i].scale_hh, rows);
+        shrink(&w[i].weight_hr, &w[i].scale_hr, P);
     }
     ok(fl_set_weights(layer, w, count));
 
@@ -242,12 +274,13 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     };
     ok(fl_forward(layer, &q));
     static const char *const kinds[] = {"", " not finite", " tiny"};
-    printf("%s%s f%d I=%d H=%d:", o->name, kinds[kind], element == 4 ? 32 : 64, (int)inputs, (int)hidden);
+    printf("%s%s%s f%d I=%d H=%d:", o->name, weights_are->name, kinds[kind], element == 4 ? 32 : 64, (int)inputs,
+           (int)hidden);
     print_bits("y", y, T * B * D * P);
     print_bits("h", h_n, count * B * P);
     if (o->cell == FL_LSTM) print_bits("c", c_n, count * B * hidden);
 
-    print_gradients(layer, &config, rows, q);
+    if (weights_are->type == FL_FULL) print_gradients(layer, &config, rows, q);
     if (D == 1 && !o->reverse) { /* the same steps from a stream, the first sequence alone */
         fl_stream *stream;
         ok(fl_stream_create(layer, 1, NULL, NULL, &stream));
@@ -259,8 +292,9 @@ static void run(const option *o, fl_dtype dtype, int64_t inputs, int64_t hidden,
     printf("\n");
     for (int64_t i = 0; i < count; i++) {
         const fl_array *arrays[] = {&w[i].weight_ih, &w[i].weight_hh, &w[i].bias_ih,
-                                    &w[i].bias_hh,   &w[i].weight_hr, &w[i].weight_peephole};
-        for (int a = 0; a < 6; a++) free((void *)arrays[a]->data);
+                                    &w[i].bias_hh,   &w[i].weight_hr, &w[i].weight_peephole,
+                                    &w[i].scale_ih,  &w[i].scale_hh,  &w[i].scale_hr};
+        for (int a = 0; a < 9; a++) free((void *)arrays[a]->data);
     }
     void *arrays[] = {w, x, h0, c0, y, h_n, c_n};
     for (int a = 0; a < 7; a++) free(arrays[a]);
@@ -300,6 +334,17 @@ int main(void) {
                     run(&options[i], (fl_dtype)dtype, inputs[size], hidden[size], (special)kind);
                 }
     }
+    element = 4;
+    for (int small = 1; small < 4; small++) {
+        weights_are = &weight_kinds[small];
+        for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+            for (int size = 1; size < 4; size++)
+                for (int kind = 0; kind < SPECIALS; kind++) {
+                    if (kind != PLAIN && (size != 1 || options[i].activations[0] >= 0)) continue;
+                    run(&options[i], FL_FLOAT32, inputs[size], hidden[size], (special)kind);
+                }
+    }
+    weights_are = weight_kinds;
     /* Sums over more rows than a chunk has. */
     B = 530;
     T = 2;
