@@ -123,7 +123,7 @@ static void product_widen(int vecs, const fl_product_args *p, const product_stre
 #define product_ask FL_PRODUCT(product_ask)
 /* Asks for a round of weights in the full panels. */
 FL_INLINE void product_ask(const int panels, const weight *w, int64_t panel_size) {
-    FL_UNROLL for (int i = 0; i < panels && ASKED_AHEAD; i++)
+    FL_UNROLL for (int i = 0; i < (ASKED_AHEAD > 0 ? panels : 0); i++)
         FL_UNROLL for (int line = 0; line * FL_LINE < FL_PANEL_VECS * LANES * (int)sizeof *w; line++)
             __builtin_prefetch((const char *)(w + i * panel_size) + line * FL_LINE, 0, 3);
 }
