@@ -99,6 +99,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "machine": platform.machine(),
         "cpu_path": _core.isa(),
         "cpu_paths": list(_core.isas()),
+        "int8_path": _core.integer_isa(),
+        "int8_paths": list(_core.integer_isas()),
         "cpu_features": list(_core.cpu_features()),
         "num_threads": _core.get_num_threads(),
     }

@@ -329,7 +329,7 @@ def _info(options: argparse.Namespace) -> int:
     def variable(name: str) -> str:
         return f"{name}={os.environ[name]}" if name in os.environ else f"{name} is not set"
 
-    paths = ", ".join(config["cpu_paths"])
+    paths, small = (", ".join(config[name]) for name in ("cpu_paths", "int8_paths"))
     for name, value in (
         ("fastlstm", config["fastlstm"]),
         ("Python", f"{config['python']} ({platform.python_implementation()}, {platform.platform()})"),
@@ -337,6 +337,7 @@ def _info(options: argparse.Namespace) -> int:
         ("compiler", config["compiler"]),
         ("CPU", f"{config['machine']}: {' '.join(config['cpu_features']) or 'no features detected'}"),
         ("path", f"{config['cpu_path']}, of {paths} ({variable('FASTLSTM_ISA')})"),
+        ("int8 path", f"{config['int8_path']}, of {small}"),
         ("threads", f"at most {config['num_threads']} ({variable('FASTLSTM_NUM_THREADS')})"),
     ):
         lines = textwrap.wrap(value, 66, break_on_hyphens=False) or [""]

@@ -557,6 +557,7 @@ def test_show_config(capsys):
     assert config["fastlstm"] == fastlstm.__version__
     assert config["numpy"] == np.__version__
     assert config["cpu_path"] in config["cpu_paths"]
+    assert config["int8_path"] in config["int8_paths"]
     assert config["num_threads"] == fastlstm.get_num_threads()
     assert capsys.readouterr().out == ""
     assert fastlstm.show_config() is None

@@ -35,7 +35,7 @@ def test_info_says_what_is_in_use(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     said = {line[:10].strip(): line[10:] for line in done.stdout.splitlines() if line[0] != " "}
     config = fastlstm.show_config("dicts")
-    assert list(said) == ["fastlstm", "Python", "NumPy", "compiler", "CPU", "path", "threads"]
+    assert list(said) == ["fastlstm", "Python", "NumPy", "compiler", "CPU", "path", "int8 path", "threads"]
     assert said["fastlstm"] == fastlstm.__version__ and said["NumPy"] == np.__version__
     assert said["path"].startswith(config["cpu_path"])
     assert said["threads"] == "at most 3 (FASTLSTM_NUM_THREADS=3)"
