@@ -118,7 +118,7 @@ tsan: $(filter %threads %linear %pool %stress,$(call programs,tsan)) ## the C th
 
 # What never reaches the core, or starts another program that loads it, is left out.
 ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo same_bits \
-	same_bits_backward oracle_bites c source_rules losses optimizers ngram train examples compare_training))
+	same_bits_backward oracle_bites c source_rules losses optimizers ngram train examples compare_training verify))
 # The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
 asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"

@@ -1,13 +1,10 @@
 """`quantize`: bfloat16 and int8 weights against the oracle, and the promises of the float32 layers, kept.
 
-tests/c/integers.c tests the kernels of every path; tests/test_same_bits.py compares paths.
+tests/c/integers.c tests the kernels of every path; tests/test_same_bits.py compares the paths.
 """
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -234,38 +231,6 @@ def test_same_bits_on_any_number_of_threads(name, kind, split):
     finally:
         _core.force_split(None)
         fastlstm.set_num_threads(threads)
-
-
-PATHS_PROGRAM = """
-import hashlib, numpy as np, fastlstm
-digest = hashlib.sha256()
-for cls in (fastlstm.LSTM, fastlstm.GRU, fastlstm.RNN, fastlstm.GatedRNN):
-    for size in ((5, 9, 3), (64, 64, 33), (70, 130, 17), (200, 129, 50), (3, 33, 1), (128, 72, 16)):
-        inputs, units, batch = size
-        layer = cls(inputs, units, seed=0)
-        x = np.random.default_rng(1).standard_normal((3, batch, inputs)).astype(np.float32)
-        for dtype, bits in (("bfloat16", None), ("int8", 8), ("int8", 16)):
-            small = layer.quantize(dtype, activation_bits=bits)
-            y, state = small(x)
-            digest.update(y.tobytes())
-            for v in state if isinstance(state, tuple) else (state,):
-                digest.update(v.tobytes())
-print(digest.hexdigest())
-"""
-
-
-def test_same_bits_on_every_path():
-    """In processes of their own: a path is chosen once."""
-    found = {}
-    for path in _core.integer_isas():
-        if path == "portable" and "fma" not in _core.cpu_features():
-            continue  # bits of its own there, as documented
-        run = subprocess.run(
-            [sys.executable, "-c", PATHS_PROGRAM], env={**os.environ, "FASTLSTM_ISA": path},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        found[path] = run.stdout
-    assert len(set(found.values())) == 1, found
 
 
 # --- objects, files -----------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 How each path comes to run all of this: same_bits.py.
 """
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -208,3 +210,37 @@ def test_a_difference_is_found():
 
 if __name__ == "__main__":
     run_all(COMPARISONS, outputs, *sys.argv[1:])
+
+
+# --- smaller weights: the paths of int8 are more ------------------------------------------------------------
+
+SMALL_WEIGHTS = """
+import hashlib, numpy as np, fastlstm
+digest = hashlib.sha256()
+for cls in (fastlstm.LSTM, fastlstm.GRU, fastlstm.RNN, fastlstm.GatedRNN):
+    for size in ((5, 9, 3), (64, 64, 33), (70, 130, 17), (200, 129, 50), (3, 33, 1), (128, 72, 16)):
+        inputs, units, batch = size
+        layer = cls(inputs, units, seed=0)
+        x = np.random.default_rng(1).standard_normal((3, batch, inputs)).astype(np.float32)
+        for dtype, bits in (("bfloat16", None), ("int8", 8), ("int8", 16)):
+            small = layer.quantize(dtype, activation_bits=bits)
+            y, state = small(x)
+            digest.update(y.tobytes())
+            for v in state if isinstance(state, tuple) else (state,):
+                digest.update(v.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_small_weights_on_every_path():
+    """In processes of their own: a path is chosen once."""
+    found = {}
+    for path in _core.integer_isas():
+        if path == "portable" and "fma" not in _core.cpu_features():
+            continue  # bits of its own there, as documented
+        run = subprocess.run(
+            [sys.executable, "-c", SMALL_WEIGHTS], env={**os.environ, "FASTLSTM_ISA": path},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found[path] = run.stdout
+    assert len(set(found.values())) == 1, found
