@@ -228,6 +228,10 @@ def test_same_bits_on_any_number_of_threads(name, kind, split):
         _core.force_split(split)
         assert_same(small(x), alone)
         assert _core.last_split() == split
+        if split == "units" and not layer.reverse:
+            stream = small.stream(21)
+            assert np.array_equal(np.stack([stream.step(x_t) for x_t in x]), alone[0])
+            assert _core.last_split() == split
     finally:
         _core.force_split(None)
         fastlstm.set_num_threads(threads)

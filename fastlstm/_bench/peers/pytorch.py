@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -177,19 +178,23 @@ class Torch(Peer):
         return [Column(self.name, p, partial(self._carried, p))]
 
     def _carried(self, p: Problem) -> list[Call]:
-        """One batch; its states go from call to call."""
+        """One batch; its states go from call to call, of each variant its own."""
         torch, layer = self.torch, self._layer(p)
-        x, *states = (torch.from_numpy(v.copy()) for v in (p.x, *p.state))
-        state = nested(tuple(states))
 
-        def run() -> Any:
-            nonlocal state
-            y, state = layer(x, state)
-            return y
+        def carrying() -> Callable[[], Any]:
+            x, *states = (torch.from_numpy(v.copy()) for v in (p.x, *p.state))
+            state = nested(tuple(states))
+
+            def run() -> Any:
+                nonlocal state
+                y, state = layer(x, state)
+                return y
+
+            return run
 
         variants = ((True, "oneDNN"), (False, "no oneDNN"))
         return [
-            Call(run, lambda y: (y.numpy().copy(),), f"batch, {name}", partial(self._enter, True, on))
+            Call(carrying(), lambda y: (y.numpy().copy(),), f"batch, {name}", partial(self._enter, True, on))
             for on, name in variants
         ]
 
