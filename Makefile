@@ -136,8 +136,9 @@ neon: build/c/neon/vectors build/c/plain/vectors ## the core for aarch64 under q
 	cmp build/c/plain/vectors.txt build/c/neon/vectors.txt
 	@echo "$$(wc -l < build/c/neon/vectors.txt) runs, the same bits on both"
 
-neon-kernels: build/c/neon/kernels build/c/neon/backward ## and the test of every kernel there (some minutes)
+neon-kernels: build/c/neon/kernels build/c/neon/backward build/c/neon/integers ## and the test of every kernel there (some minutes)
 	$(QEMU) build/c/neon/kernels
+	$(QEMU) build/c/neon/integers
 	$(QEMU) build/c/neon/backward
 
 ulp: build/c/plain/ulp ## sigmoid and tanh over all 2^32 floats

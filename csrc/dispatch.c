@@ -152,8 +152,6 @@ const char *fl_isa_at(int64_t index) {
     return NULL;
 }
 
-const char *fl_integer_isa(void) { return choice() ? chosen_integer->name : NULL; }
-
 const char *fl_integer_isa_at(int64_t index) {
     const char *before = "";
     for (int i = 0; i < INTEGER_ISAS; i++) {
@@ -164,20 +162,39 @@ const char *fl_integer_isa_at(int64_t index) {
     return NULL;
 }
 
+static atomic_bool tiles_refused;
+
 /* Tiles are asked for by whoever needs them first, for a process that has them needs larger signal stacks. */
-static const fl_integer_kernels *allowed(const integer_isa *found) {
+static const integer_isa *allowed(const integer_isa *found) {
 #if defined(__x86_64__)
-    if (found && found->runs_here == has_avx512_amx && !fl_os_allow_tiles()) found++;
+    if (found && found->runs_here == has_avx512_amx && !fl_os_allow_tiles()) {
+        atomic_store(&tiles_refused, true);
+        return found + 1;
+    }
 #endif
-    return found ? found->table : NULL;
+    return found;
+}
+
+const char *fl_integer_isa(void) {
+    if (!choice()) return NULL;
+#if defined(__x86_64__)
+    if (chosen_integer->runs_here == has_avx512_amx && atomic_load(&tiles_refused)) return chosen_integer[1].name;
+#endif
+    return chosen_integer->name;
 }
 
 const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels) {
     const bool own = strcmp(kernels->isa, chosen->name) == 0;
-    return allowed(own ? chosen_integer : find_integer(NULL, kernels->isa));
+    const integer_isa *wanted = own ? chosen_integer : find_integer(NULL, kernels->isa), *found = allowed(wanted);
+    if (found == wanted || !forced) return found->table;
+    fl_fail(FL_UNSUPPORTED, "FASTLSTM_ISA is '%s'; the system refuses its registers", wanted->name);
+    return NULL;
 }
 
-const fl_integer_kernels *fl_integers_named(const char *name) { return allowed(find_integer(name, NULL)); }
+const fl_integer_kernels *fl_integers_named(const char *name) {
+    const integer_isa *wanted = find_integer(name, NULL);
+    return wanted && allowed(wanted) == wanted ? wanted->table : NULL;
+}
 
 const fl_kernels *fl_kernels_of(fl_dtype dtype) {
     const isa *c = choice();

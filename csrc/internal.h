@@ -59,7 +59,7 @@ const fl_cell *fl_cell_of(const fl_config *config);
 const fl_kernels *fl_kernels_of(fl_dtype dtype); /* NULL: FASTLSTM_ISA was wrong, fl_fail has been called */
 /* For a layer of so many units: a narrower path where half a register of the best one holds them and none is forced. */
 const fl_kernels *fl_kernels_for(fl_dtype dtype, int64_t units);
-/* For int8 weights, on the path of these kernels. */
+/* For int8 weights, on the path of these kernels; NULL, and fl_fail called: the system refuses what FASTLSTM_ISA forces. */
 const fl_integer_kernels *fl_integers_for(const fl_kernels *kernels);
 FL_API const fl_integer_kernels *fl_integers_named(const char *isa);
 /* For tests and benchmarks: the table of a path by name, whether chosen or not; NULL if this CPU lacks it. */

@@ -84,7 +84,7 @@ static void choose_kernels(fl_layer *layer) {
     }
 }
 
-static void choose_weights(fl_layer *layer) {
+static fl_status choose_weights(fl_layer *layer) {
     const fl_kernels *k = layer->kernels;
     layer->format = fl_full_format(k);
     layer->format.type = (fl_weight_type)layer->config.weight_type;
@@ -94,11 +94,13 @@ static void choose_weights(fl_layer *layer) {
         layer->product = k->product_bf16;
     } else if (layer->format.type == FL_INT8) {
         layer->integers = fl_integers_for(k);
+        if (!layer->integers) return FL_UNSUPPORTED;
         layer->planes = layer->config.activation_bits / 8;
         layer->format.weight_bytes = 1;
         layer->format.offset = layer->integers->offset;
         layer->product = layer->integers->product_int8;
     }
+    return FL_OK;
 }
 
 fl_status fl_create(const fl_config *config, fl_layer **out) {
@@ -121,9 +123,10 @@ fl_status fl_create(const fl_config *config, fl_layer **out) {
     layer->hidden_stride = fl_round_up(config->hidden_size, kernels->lanes);
     layer->output_stride = fl_round_up(layer->output_size, kernels->lanes);
     choose_kernels(layer);
-    choose_weights(layer);
-    *out = layer;
-    return FL_OK;
+    const fl_status chosen = choose_weights(layer);
+    if (chosen) free(layer);
+    else *out = layer;
+    return chosen;
 }
 
 fl_layer *fl_layer_retain(const fl_layer *layer) {

@@ -41,8 +41,9 @@ fl_status fl_to_bfloat16(const float *weight, int64_t count, uint16_t *out) {
 /* The scale, for a row of that largest magnitude. */
 static float scale_of(float largest) {
     if (largest < 1e-30f) return 0;
-    const uint32_t lost = (1u << (24 - SCALE_BITS)) - 1;
-    return float_of((bits_of(largest / MOST_INT8) + lost) & ~lost);
+    const uint32_t lost = (1u << (24 - SCALE_BITS)) - 1, bits = bits_of(largest / MOST_INT8);
+    const float scale = float_of((bits + lost) & ~lost);
+    return isinf(MOST_INT8 * scale) ? float_of(bits & ~lost) : scale; /* down where up is too much; still 127 */
 }
 
 fl_status fl_to_int8(const float *weight, int64_t rows, int64_t columns, int8_t *out, float *scale) {

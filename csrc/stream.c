@@ -58,9 +58,10 @@ fl_status fl_stream_create(const fl_layer *layer, int64_t B, const void *h0, con
     if (layer->directions == 2 || layer->config.reverse)
         return fl_fail(FL_UNSUPPORTED, "stream: a layer that reads backwards needs the whole sequence");
     const int64_t L = layer->config.num_layers, size = layer->kernels->element_bytes;
+    /* With int8 weights each worker has rows of its own. fl_most_step_threads says how many, at most this. */
+    const int64_t row_bytes = (16 + 4 * FL_MOST_THREADS) * (layer->hidden_stride + layer->config.input_size + 128);
     int64_t n;
-    if (B < 0 || !fl_mul(L * 16 * (layer->hidden_stride + layer->config.input_size + 16), B, &n))
-        return fl_fail(FL_BAD_ARGUMENT, "B is %lld", (long long)B);
+    if (B < 0 || !fl_mul(L * row_bytes, B, &n)) return fl_fail(FL_BAD_ARGUMENT, "B is %lld", (long long)B);
     const int64_t workers = fl_most_step_threads(layer, B);
     if (workers < 0) return FL_BAD_ARGUMENT;
     const int64_t scan = fl_round_up(fl_scan_bytes(layer, B, 1, workers), 64);

@@ -238,6 +238,11 @@ def options(cell: str, /, **given: Any) -> Options:
         )
     if o.weight_dtype is None and o.activation_bits is None:
         return o
+    if not isinstance(o.weight_dtype, str) or o.weight_dtype not in WEIGHT_DTYPES:
+        known = " or ".join(map(repr, WEIGHT_DTYPES))
+        raise ValueError(f"weight_dtype must be {known}, got {_got(o.weight_dtype)}")
+    if o.weight_dtype == "int8" and o.activation_bits is None:
+        raise ValueError("activation_bits must be 8 or 16 with int8 weights, got none")
     return quantized(o._replace(weight_dtype=None, activation_bits=None), o.weight_dtype, o.activation_bits)
 
 
@@ -783,6 +788,10 @@ def trainable(name: str, value: Any) -> Any:
     """What has `state_dict` and `load_state_dict`."""
     if not all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")):
         raise TypeError(f"{name} must be a layer or a Sequential, got {_got(value)}")
+    options = getattr(value, "_options", None)
+    for o in getattr(options, "modules", (options,)):
+        if getattr(o, "weight_dtype", None) is not None:
+            raise ValueError(f"{name} must have float weights to train, got {o!r}")
     return value
 
 
@@ -1078,7 +1087,7 @@ def _listing(names: Iterable[Any], most: int = 40) -> str:
 
 def finite(name: str, value: Array) -> None:
     if not np.isfinite(value).all():
-        raise ValueError(f"quantize: {name} holds NaN or infinity, which int8 cannot")
+        raise ValueError(f"{name} holds NaN or infinity, which int8 cannot")
 
 
 def held(o: AnyOptions) -> dict[str, Shape]:
@@ -1106,21 +1115,34 @@ def held_dtype(o: AnyOptions, name: str) -> np.dtype[Any]:
     return np.dtype(o.dtype or "float32")
 
 
-def held_arrays(value: Mapping[str, Array], o: AnyOptions) -> dict[str, Array]:
-    """Read-only copies of the arrays of a file or a pickle; ValueError if they are not as `held` says."""
+def check_held(value: Mapping[str, Array], o: AnyOptions) -> None:
+    """ValueError if the arrays of a file or a pickle are not as `held` says."""
     wanted = held(o)
     wrong = mismatch(wanted, {n: np.shape(a) for n, a in value.items()})
     if wrong:
         raise ValueError(f"the parameters do not fit {o!r}: {wrong}")
-    copies = {}
     for name in wanted:
-        array, dtype = value[name], held_dtype(o, name)
-        if array.dtype != dtype:
+        array, dtype = np.asarray(value[name]), held_dtype(o, name)
+        if array.dtype.newbyteorder("=") != dtype:
             raise ValueError(f"{name} must hold {dtype}, got {array.dtype}")
-        if name.endswith(".scale") and not (np.isfinite(array) & (array >= 0)).all():
-            raise ValueError(f"{name} must hold finite numbers of 0 or more")
-        copies[name] = frozen(np.array(array, dtype, order="C"))
-    return copies
+        if dtype == np.int8 and (array == -128).any():
+            raise ValueError(f"{name} must hold numbers in -127..127, got -128")
+        if name.endswith(".scale"):
+            _check_scale(name, array.astype(np.float32))
+
+
+def _check_scale(name: str, scale: Array) -> None:
+    """As `csrc/quantize.c` makes it: 17 bits, so that every multiple up to 127 is a float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        fine = np.isfinite(scale * np.float32(127)) & ((scale == 0) | (scale > 1e-33))
+    if not (fine & (scale.view(np.uint32) & 0x7F == 0)).all():
+        raise ValueError(f"{name} must hold 0 or numbers of 17 bits in 1e-33..2.6e36")
+
+
+def held_arrays(value: Mapping[str, Array], o: AnyOptions) -> dict[str, Array]:
+    """Read-only copies of such arrays; ValueError as `check_held`."""
+    check_held(value, o)
+    return {name: frozen(np.array(value[name], held_dtype(o, name), order="C")) for name in held(o)}
 
 
 def parameters(

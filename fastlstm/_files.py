@@ -143,7 +143,9 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOpt
             if wrong:
                 raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
             dtypes = {name: _check.held_dtype(options, name) for name in held}
-            return options, {name: _tensor(file, name, entries[name], dtypes[name]) for name in held}
+            arrays = {name: _tensor(file, name, entries[name], dtypes[name]) for name in held}
+            _check.check_held(arrays, options)
+            return options, arrays
 
 
 @contextlib.contextmanager

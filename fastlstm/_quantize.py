@@ -14,8 +14,8 @@ from . import _core
 from ._check import MATRIX, Array, Options, finite, frozen
 
 
-def held(parameters: Mapping[str, Array], options: Options) -> dict[str, Array]:
-    """The arrays that hold these parameters; ValueError naming one that int8 cannot hold."""
+def held(parameters: Mapping[str, Array], options: Options, prefix: str = "") -> dict[str, Array]:
+    """The arrays that hold these parameters; ValueError names one, with the prefix, that int8 cannot hold."""
     if options.weight_dtype is None:
         return dict(parameters)
     arrays: dict[str, Array] = {}
@@ -25,7 +25,7 @@ def held(parameters: Mapping[str, Array], options: Options) -> dict[str, Array]:
         elif options.weight_dtype == "bfloat16":
             arrays[name] = frozen(_core.to_bfloat16(value))
         else:
-            finite(name, value)
+            finite(prefix + name, value)
             numbers, scale = _core.to_int8(value)
             arrays[name], arrays[f"{name}.scale"] = frozen(numbers), frozen(scale)
     return arrays

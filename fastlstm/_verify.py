@@ -57,6 +57,10 @@ class Row(NamedTuple):
 def models(path: str) -> tuple[Any, Any, str | None]:
     """The model in float32 and in float64, and the alphabet of a text model. UserError, OSError."""
     try:
+        own: Any = fastlstm.load(path)
+        for o in getattr(own._options, "modules", (own._options,)):
+            if getattr(o, "weight_dtype", None) is not None:
+                raise UserError(f"{path} has {o.weight_dtype} weights already: wanted the float32 model")
         exact, model = (fastlstm.load(path, dtype=dtype) for dtype in ("float64", "float32"))
         metadata = _files.read_metadata(path)
     except (ValueError, TypeError) as error:
@@ -195,7 +199,10 @@ def verify(path: str | None, data_path: str | None, *, seed: int, as_json: bool,
     exact_bits = _bits(wanted, data.targets) if scored else None
     if as_json:
         about = {"model": path, "data": data.what, "shape": list(data.x.shape), "bits": exact_bits}
-        values = [r._asdict() | {"snr": r.snr if math.isfinite(r.snr) else None} for r in rows]
+        values = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r._asdict().items()}
+            for r in rows
+        ]
         print(json.dumps(about | {"precisions": values}, indent=2), file=out)
         return
     shape = "steps" if data.x.shape[1] == 1 else f"steps of {data.x.shape[1]} sequences"

@@ -242,12 +242,15 @@ class _Layer:
         weights already, a weight is NaN or infinite (int8), or it has more than 65,536 inputs or 32,768 units
         (int8).
         """
-        old = self._options
-        options = _check.quantized(old, dtype, activation_bits)
         with self._lock:
             held = self._parameters
+        return self._quantized(held, dtype, activation_bits)
+
+    def _quantized(self, held: dict[str, Array], dtype: str, activation_bits: int | None) -> Self:
+        """From parameters that are or were its own."""
+        options = _check.quantized(self._options, dtype, activation_bits)
         layer = type(self).__new__(type(self))
-        layer._make(options, held if old.weight_dtype else _quantize.held(held, options))
+        layer._make(options, held if self._options.weight_dtype else _quantize.held(held, options))
         getattr(layer, "__dict__", {}).update(getattr(self, "__dict__", {}))
         return layer
 

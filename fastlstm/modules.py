@@ -418,7 +418,7 @@ class Sequential(_Module):
         for i, o in enumerate(self._options.modules):
             if isinstance(o, _check.Options):
                 own = {n: arrays.pop(f"{i}.{n}") for n in o.shapes() if f"{i}.{n}" in arrays}
-                arrays |= {f"{i}.{n}": v for n, v in _quantize.held(own, o).items()}
+                arrays |= {f"{i}.{n}": v for n, v in _quantize.held(own, o, f"{i}.").items()}
         return arrays
 
     def state_dict(self) -> dict[str, Array]:
@@ -430,13 +430,19 @@ class Sequential(_Module):
         the others, which stay float32. Raises ValueError as that does, and if no module is recurrent."""
         if not self._options.recurrent:
             raise ValueError("quantize: no module of the Sequential is a recurrent layer")
-        parts = [
-            _noted(i, part, part.quantize, dtype, activation_bits=activation_bits)
-            if isinstance(part, _Layer)
-            else copy.copy(part)
-            for i, part in enumerate(self._modules)
-        ]
-        return _restore_sequential(type(self), *parts)  # type: ignore[return-value]
+        with self._locked():  # all of one moment
+            held = [part._parameters for part in self._modules]
+        parts: list[Part] = []
+        for i, (part, own) in enumerate(zip(self._modules, held, strict=True)):
+            if isinstance(part, _Layer):
+                parts.append(_noted(i, part, part._quantized, own, dtype, activation_bits))
+            else:
+                parts.append(copy.copy(part))
+                parts[-1]._set_parameters(own)
+        model = type(self).__new__(type(self))
+        Sequential.__init__(model, *parts)
+        getattr(model, "__dict__", {}).update(getattr(self, "__dict__", {}))
+        return model
 
     def _locked(self) -> contextlib.AbstractContextManager[Any]:
         with contextlib.ExitStack() as stack:

@@ -175,7 +175,8 @@ def bfloat16(weight: Array) -> Array:
 
 def int8(weight: Array) -> Array:
     """Each row rounded to multiples of -127 to 127 of a scale that has 17 bits."""
-    mantissa, exponent = np.frexp(np.abs(weight).max(-1, keepdims=True) / 127)
+    largest = np.abs(weight).max(-1, keepdims=True)
+    mantissa, exponent = np.frexp(np.where(largest < 1e-30, 0, largest) / 127)
     scale = np.ldexp(np.ceil(mantissa * 2**17) / 2**17, exponent)
     rounded: Array = np.rint(weight / np.where(scale > 0, scale, 1)) * scale
     return rounded.astype(weight.dtype)
@@ -472,7 +473,10 @@ class _Layer:
         """A copy with matrices rounded to "bfloat16" or "int8", as the fast layers' `quantize`, whose scales
         are rounded up to 17 bits. It runs in this layer's dtype, and does not refuse `record`."""
         _require(dtype in ("bfloat16", "int8"), "dtype", "'bfloat16' or 'int8'", dtype)
-        _require(activation_bits in (None, 8, 16), "activation_bits", "8 or 16", activation_bits)
+        bits = (None, 8, 16) if dtype == "int8" else (None,)
+        _require(activation_bits in bits, "activation_bits", "8 or 16, with int8 only", activation_bits)
+        again = self._activation_bits is not None and dtype != "int8"
+        _require(not again, "dtype", "'int8' for a layer with int8 weights", dtype)
         layer = copy.copy(self)
         layer._activation_bits = (activation_bits or 8) if dtype == "int8" else None
         small = bfloat16 if dtype == "bfloat16" else int8

@@ -343,10 +343,10 @@ def test_file_that_shrinks_while_it_is_read(path, monkeypatch):
     path.write_bytes(FILES[1])
     read = _files._tensor
 
-    def shrink(file, name, entry):
+    def shrink(file, name, entry, wanted):
         with open(path, "r+b") as other:
             other.truncate(len(FILES[1]) - 40)
-        return read(file, name, entry)
+        return read(file, name, entry, wanted)
 
     monkeypatch.setattr(_files, "_tensor", shrink)
     with pytest.raises(ValueError, match="ends within"):

@@ -127,6 +127,7 @@ def test_weights_of_any_size_round_to_within_half_a_step():
     weight = (rng.standard_normal((400, 50)) * np.exp2(rng.uniform(-90, 100, (400, 1)))).astype(np.float32)
     weight[7] = 0
     weight[8] = 1e-35
+    weight[9, 0] = np.finfo(np.float32).max
     numbers, scale = _core.to_int8(weight)
     assert (np.abs(numbers).max(1)[scale > 0] == 127).all() and scale[7] == scale[8] == 0
     error = np.abs(numbers.astype(float) * scale[:, None] - weight)
@@ -284,8 +285,10 @@ def changed_file(path, tensors, metadata):
     ("name", "value", "words"),
     [
         ("weight_ih_l0", np.zeros((16, 3), np.float32), "weight_ih_l0 has dtype F32, wanted I8"),
-        ("weight_hh_l0.scale", np.full(16, np.nan, np.float32), "scale must hold finite numbers"),
-        ("weight_hh_l0.scale", np.full(16, -1, np.float32), "weight_hh_l0.scale must hold finite numbers"),
+        ("weight_hh_l0.scale", np.full(16, np.nan, np.float32), "must hold 0 or numbers of 17 bits"),
+        ("weight_hh_l0.scale", np.full(16, -1, np.float32), "must hold 0 or numbers of 17 bits"),
+        ("weight_hh_l0.scale", np.full(16, 0.123456789, np.float32), "must hold 0 or numbers of 17 bits"),
+        ("weight_hh_l0.scale", np.full(16, 3e38, np.float32), "must hold 0 or numbers of 17 bits"),
         ("weight_hh_l0.scale", np.zeros(15, np.float32), "weight_hh_l0.scale"),
         ("bias_ih_l0", np.zeros(16, np.int8), "bias_ih_l0 has dtype I8"),
         ("weight_hh_l0", np.full((16, 4), -128, np.int8), "-128"),
@@ -301,8 +304,9 @@ def test_a_file_that_does_not_fit_is_refused(name, value, words, tmp_path):
         tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()
     tensors[name] = value
     changed_file(path, {n: v for n, v in tensors.items() if v is not None}, metadata)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         fastlstm.load(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_bare_file_is_not_quantized(tmp_path):
@@ -381,6 +385,8 @@ def test_what_is_refused():
     assert all(np.array_equal(v, before[n]) for n, v in small.state_dict().items())
     with pytest.raises(TypeError):
         fastlstm.LSTM(3, 5, weight_dtype="int8")
+    with pytest.raises(ValueError, match="module must have float weights to train"):
+        fastlstm.SGD(small, lr=0.1)
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -423,3 +429,57 @@ def test_a_model_is_independent_of_what_it_was_made_from():
     assert np.array_equal(small(tokens)[0], before)
     with pytest.raises(ValueError, match="no module of the Sequential is a recurrent layer"):
         fastlstm.Sequential(fastlstm.Linear(3, 2)).quantize("int8")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"weight_dtype": "int4"}, "weight_dtype must be 'bfloat16' or 'int8'"),
+        ({"weight_dtype": ["int8"]}, "weight_dtype must be"),
+        ({"weight_dtype": "int8"}, "activation_bits must be 8 or 16"),
+        ({"weight_dtype": "int8", "activation_bits": 9}, "activation_bits must be 8 or 16"),
+        ({"weight_dtype": "bfloat16", "activation_bits": 8}, "activation_bits is for int8"),
+        ({"weight_dtype": "int8", "activation_bits": 8, "dtype": "float64"}, "for float32 layers"),
+        ({"activation_bits": 8}, "weight_dtype must be"),
+    ],
+)
+def test_a_file_that_says_nonsense_is_refused(facts, words, tmp_path):
+    import json
+
+    path = tmp_path / "m.safetensors"
+    layer = fastlstm.LSTM(3, 4, seed=0)
+    about = {"version": 1, "cell": "lstm", **layer._options.given(), **facts}
+    changed_file(path, layer.state_dict(), {"fastlstm": json.dumps(about)})
+    with pytest.raises(ValueError, match=words) as caught:
+        fastlstm.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_model_is_of_one_moment():
+    """Parameters that change while a model is quantized are all old or all new."""
+    import threading
+
+    whole = model()
+    old = whole.state_dict()
+    new = {name: -v for name, v in old.items()}
+    signs = [np.sign(old[name][0, 0]) for name in ("1.weight_ih_l0", "3.weight_ih_l0")]
+    stop = threading.Event()
+
+    def change():
+        while not stop.is_set():
+            whole.load_state_dict(new)
+            whole.load_state_dict(old)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(200):
+            found = whole.quantize("bfloat16").state_dict()
+            kinds = {
+                bool(np.sign(found[name][0, 0]) == sign)
+                for name, sign in zip(("1.weight_ih_l0", "3.weight_ih_l0"), signs, strict=True)
+            }
+            assert len(kinds) == 1
+    finally:
+        stop.set()
+        thread.join()

@@ -116,7 +116,7 @@ def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     text.write_text("some text")
     layer = saved(fastlstm.LSTM(5, 3), tmp_path / "m.safetensors")
     for arguments, words in (
-        ([small], "for float32 layers"),
+        ([small], "has int8 weights already"),
         ([plain], "has no recurrent layer"),
         ([layer, str(text)], "a text is for a model that fastlstm train made"),
         ([str(tmp_path / "none")], "No such file"),

@@ -170,6 +170,9 @@ void fl_round_int8(const fl_round_args *p) {
             simd_store_bytes(out + k, p->planes == 1 ? n : simd_high_byte(n));
             if (p->planes > 1) simd_store_bytes(out + plane_bytes(p->depth) + k, n);
         }
+        /* What a product reads beyond is multiplied with zeros; but it reads it. */
+        const int64_t written = (p->depth + LANES_f32 - 1) / LANES_f32 * LANES_f32, plane = plane_bytes(p->depth);
+        for (int i = 0; i < p->planes; i++) memset(out + i * plane + written, 0, (size_t)(plane - written));
     }
 }
 

@@ -41,7 +41,8 @@ static void run_product(const fl_integer_kernels *f, const product_case *c) {
         for (int64_t n = 0; n < columns; n++) want[r][n] = start[c->start_rows ? r : 0][n] = (float)random_unit(&state);
     for (int64_t r = 0; r < c->rows && !c->start_rows; r++) memcpy(want[r], start[0], sizeof want[r]);
     for (int64_t i = 0; i < c->parts; i++) {
-        const int64_t depth = i ? round_up(c->depth / 2 + 1, c->depth % 64 ? GROUP : 64) : c->depth;
+        const int64_t other = c->depth % 64 ? round_up(c->depth / 2 + 1, GROUP) : c->depth + 64;
+        const int64_t depth = i ? other : c->depth;
         const int64_t plane = round_up(depth, 64), row_bytes = FL_SCALE_BYTES + plane * c->planes;
         char *a = place(&a_guard[i], (c->rows + c->uneven) * row_bytes, c->at_end);
         int8_t *w = place(&w_guard[i], columns * depth, c->at_end);
