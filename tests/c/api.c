@@ -37,6 +37,27 @@ enum { KINDS = sizeof kinds / sizeof kinds[0], MOST_ITEMS = 6 };
 
 static float numbers[4 * H * 64];
 
+/* How all layers keep their weights. */
+static struct {
+    int type, activation_bits;
+} small;
+
+/* A matrix in that form, in memory of its own. */
+static void shrink(fl_array *matrix, fl_array *scale, int64_t rows, int64_t item, int which) {
+    static uint16_t halves[MOST_ITEMS][3][4 * H * 64];
+    static int8_t bytes[MOST_ITEMS][3][4 * H * 64];
+    static float scales[MOST_ITEMS][3][MOST_ROWS];
+    if (!small.type || !matrix->count) return;
+    if (small.type == FL_BFLOAT16) {
+        fl_to_bfloat16(matrix->data, matrix->count, halves[item][which]);
+        matrix->data = halves[item][which];
+        return;
+    }
+    fl_to_int8(matrix->data, rows, matrix->count / rows, bytes[item][which], scales[item][which]);
+    matrix->data = bytes[item][which];
+    *scale = (fl_array){scales[item][which], rows};
+}
+
 static fl_config config_of(const kind *k) {
     fl_config c;
     fl_config_init(&c, k->cell, I, H);
@@ -44,6 +65,8 @@ static fl_config config_of(const kind *k) {
     c.proj_size = k->proj;
     c.bidirectional = k->bidirectional;
     c.reset_after = !k->reset_before;
+    c.weight_type = small.type;
+    c.activation_bits = small.activation_bits;
     return c;
 }
 
@@ -59,6 +82,9 @@ static int64_t weights_of(const kind *k, fl_weights *w) {
             .bias_hh = {numbers + 47, rows},
             .weight_hr = {k->proj ? numbers + 59 : NULL, k->proj * H},
         };
+        shrink(&w[i].weight_ih, &w[i].scale_ih, rows, i, 0);
+        shrink(&w[i].weight_hh, &w[i].scale_hh, rows, i, 1);
+        shrink(&w[i].weight_hr, &w[i].scale_hr, k->proj, i, 2);
     }
     return k->layers * D;
 }
@@ -368,6 +394,60 @@ static void test_bad_weights(void) {
     fl_free(layer);
 }
 
+static void test_bad_small_weights(void) {
+    const kind *k = &kinds[1];
+    fl_layer *layer = NULL;
+    fl_weights w[MOST_ITEMS];
+    REFUSE(weight_type, 3, "weight_type");
+    REFUSE(weight_type, -1, "weight_type");
+    REFUSE(activation_bits, 8, "activation_bits");
+    REFUSE(weight_type, FL_INT8, "activation_bits");
+    fl_config c = config_of(k);
+    c.weight_type = FL_BFLOAT16;
+    c.dtype = FL_FLOAT64;
+    refused(fl_create(&c, &layer), FL_BAD_ARGUMENT, "weight_type", "bfloat16 of float64");
+    c = config_of(k);
+    c.weight_type = FL_INT8;
+    c.activation_bits = 8;
+    c.input_size = FL_MOST_INT8 + 1;
+    refused(fl_create(&c, &layer), FL_BAD_ARGUMENT, "input_size", "too many inputs");
+    float bad[2] = {1, NAN}, scale[2];
+    int8_t bytes[2];
+    refused(fl_to_int8(bad, 1, 2, bytes, scale), FL_BAD_ARGUMENT, "weight", "NaN");
+    refused(fl_to_int8(bad, 1, INT64_MAX, bytes, scale), FL_BAD_ARGUMENT, "weight", "size");
+    refused(fl_to_int8(bad, -1, 2, bytes, scale), FL_BAD_ARGUMENT, "weight", "rows");
+    refused(fl_to_int8(NULL, 1, 2, bytes, scale), FL_BAD_ARGUMENT, "weight", "no weight");
+    refused(fl_to_int8(bad, 1, 1, NULL, scale), FL_BAD_ARGUMENT, "out", "no out");
+    refused(fl_to_int8(bad, 1, 1, bytes, NULL), FL_BAD_ARGUMENT, "scale", "no scale");
+    refused(fl_to_bfloat16(NULL, 2, NULL), FL_BAD_ARGUMENT, "weight", "no weight");
+    refused(fl_to_bfloat16(bad, -2, NULL), FL_BAD_ARGUMENT, "weight", "count");
+    small.type = FL_INT8;
+    small.activation_bits = 16;
+    c = config_of(k);
+    const int64_t count = weights_of(k, w);
+    check(fl_create(&c, &layer) == FL_OK, "create: %s", fl_last_error());
+    w[1].scale_hr.count--;
+    refused(fl_set_weights(layer, w, count), FL_BAD_ARGUMENT, "scale_hr", "a scale too few");
+    weights_of(k, w);
+    ((int8_t *)(uintptr_t)w[1].weight_hh.data)[5] = -128;
+    refused(fl_set_weights(layer, w, count), FL_BAD_ARGUMENT, "weight_hh", "-128");
+    weights_of(k, w);
+    check(fl_set_weights(layer, w, count) == FL_OK, "the right ones: %s", fl_last_error());
+    float x[I] = {0}, y[P];
+    const fl_sequence q = dense(1, 1, x, I, y, P);
+    fl_tape *tape;
+    refused(fl_record(layer, 0, &q, 0, &tape), FL_UNSUPPORTED, "record", "record");
+    /* Room for so many rows and each worker's numbers is more than there are addresses. */
+    fl_stream *stream;
+    const int64_t threads = fl_get_num_threads();
+    check(fl_set_num_threads(256) == FL_OK, "threads");
+    for (int64_t rows = (int64_t)1 << 39; rows > 0; rows = rows > INT64_MAX / 3 ? 0 : rows * 3 - 1)
+        refused(fl_stream_create(layer, rows, NULL, NULL, &stream), FL_BAD_ARGUMENT, "B is", "too many rows");
+    check(fl_set_num_threads(threads) == FL_OK, "threads");
+    fl_free(layer);
+    small.type = small.activation_bits = 0;
+}
+
 static void test_bad_sequence(void) {
     fl_layer *layer = layer_of(&kinds[0]);
     float x[T * B * I] = {0}, y[T * B * H];
@@ -463,13 +543,19 @@ int main(void) {
     printf("fastlstm %s on %s\n", fl_version(), fl_isa() ? fl_isa() : fl_last_error());
     test_known_answer();
     test_nothing_to_do();
-    for (int i = 0; i < KINDS; i++) {
-        test_step_is_forward(&kinds[i]);
-        test_guard_pages(&kinds[i]);
+    for (int form = 0; form < 4; form++) {
+        small.type = form < 2 ? form : FL_INT8;
+        small.activation_bits = form < 2 ? 0 : form == 2 ? 8 : 16;
+        for (int i = 0; i < KINDS; i++) {
+            test_step_is_forward(&kinds[i]);
+            test_guard_pages(&kinds[i]);
+        }
     }
+    small.type = small.activation_bits = 0;
     test_long_step();
     test_bad_config();
     test_bad_weights();
+    test_bad_small_weights();
     test_bad_sequence();
 #if defined(COUNTS_ALLOCATIONS)
     const long before = allocations_so_far();

@@ -61,7 +61,13 @@ static void set_weights(const network *n) {
     for (int64_t i = 0; i < n->items; i++) {
         fl_array a[ARRAYS];
         for (int j = 0; j < ARRAYS; j++) a[j] = (fl_array){n->parameter[i][j], n->count[i][j]};
-        w[i] = (fl_weights){sizeof w[i], a[0], a[1], a[2], a[3], a[4], a[5]};
+        w[i] = (fl_weights){.size = sizeof w[i],
+                            .weight_ih = a[0],
+                            .weight_hh = a[1],
+                            .bias_ih = a[2],
+                            .bias_hh = a[3],
+                            .weight_hr = a[4],
+                            .weight_peephole = a[5]};
     }
     check(fl_set_weights(n->layer, w, n->items) == FL_OK, "%s: %s", n->k->name, fl_last_error());
 }
