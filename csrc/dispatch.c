@@ -162,7 +162,9 @@ const char *fl_integer_isa_at(int64_t index) {
     return NULL;
 }
 
+#if defined(__x86_64__)
 static atomic_bool tiles_refused;
+#endif
 
 /* Tiles are asked for by whoever needs them first, for a process that has them needs larger signal stacks. */
 static const integer_isa *allowed(const integer_isa *found) {
