@@ -17,7 +17,8 @@ COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)] or [
 ]
 # gcc builds all of them; another compiler only what shows whether its kernels are right.
 PROGRAMS = {
-    "api": [], "backward": [], "gradients": [], "kernels": [], "linear": [], "oracle": [], "pool": [],
+    "api": [], "backward": [], "gradients": [], "integers": [], "kernels": [], "linear": [], "oracle": [],
+    "pool": [],
     "threads": ["20"], "training": [], "ulp": ["20011"],
 }  # fmt: skip
 
@@ -77,7 +78,7 @@ def run(program, *arguments, **environment):
 @each_compiler
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name, compiler, build):
-    if compiler != COMPILERS[0] and name not in ("kernels", "backward", "api"):
+    if compiler != COMPILERS[0] and name not in ("kernels", "backward", "integers", "api"):
         pytest.skip(f"{COMPILERS[0]} runs it; the kernels are what another compiler may get wrong")
     done = run(build(name), *PROGRAMS[name])
     assert done.returncode == 0, done.stderr[-4000:]

@@ -69,7 +69,8 @@ static inline bool fuses(const char *isa) {
     w[0] = a;
     start[0] = -1 - 0x1p-11f;
     const void *rows[] = {&a};
-    fl_product_args p = {.rows = 1, .vecs = 1, .parts = 1, .part = {{1, rows, w}}, .start = start, .out = out};
+    fl_product_args p = {
+        .rows = 1, .vecs = 1, .parts = 1, .part = {{.depth = 1, .a = rows, .w = w}}, .start = start, .out = out};
     k->product(&p);
     return out[0] == 0x1p-24f;
 }
