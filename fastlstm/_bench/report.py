@@ -351,7 +351,7 @@ text{fill:#24292f;font-size:11px}.title{font-size:15px}.title,.bold{font-weight:
 def leads(row: Result) -> dict[str, float]:
     """How many times longer than fastlstm each peer takes; in bfloat16 and int8 than ours of the same."""
     found, ratio = {}, {name: e["ratio"] for name, e in row.get("engines", {}).items()}
-    for name in COLOURS.keys() & ratio.keys():
+    for name in (name for name in COLOURS if name in ratio):
         precision = name.rpartition(" ")[2]
         mine = f"{OUR_OWN} {precision}" if precision in PRECISIONS else OUR_OWN
         if mine in ratio:
