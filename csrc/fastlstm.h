@@ -128,9 +128,9 @@ FL_API void fl_free(fl_layer *layer);
 FL_API fl_status fl_set_weights(fl_layer *layer, const fl_weights *weights, int64_t count);
 /* Weights rounded to bfloat16, to nearest even; a NaN stays one. */
 FL_API fl_status fl_to_bfloat16(const float *weight, int64_t count, uint16_t *out);
-/* weight [rows, columns] ~ out * scale of the row, which is the largest magnitude of the row over 127, rounded to 17 bits,
- * up if it can be: so every out * scale is exact in float32, and rounding it again gives the same. A magnitude below 1e-30 counts as
- * zero; a NaN or an infinity is refused. */
+/* weight [rows, columns] ~ out * scale of the row, which is the largest magnitude of the row over 127, rounded to 17
+ * bits, up if it can be: so every out * scale is exact in float32, and rounding it again gives the same. A magnitude
+ * below 1e-30 counts as zero; a NaN or an infinity is refused. */
 FL_API fl_status fl_to_int8(const float *weight, int64_t rows, int64_t columns, int8_t *out, float *scale);
 FL_API fl_status fl_forward(const fl_layer *layer, const fl_sequence *sequence);
 /* A rough estimate of one core's time for such a call; to decide, say, whether to release a lock around it. */
@@ -238,10 +238,10 @@ FL_API fl_status fl_set_spin_us(double us);
  * message when it names none that this CPU has. Read once. Where none is forced, a layer whose units half a register
  * holds takes the next narrower. */
 FL_API const char *fl_isa(void);
-/* That of products with int8 weights, for which some CPUs have instructions of their own: "avx512_amx", "avx512_vnni", "avx2_vnni",
- * "neon_dot", or a path's name. FASTLSTM_ISA takes these too: "avx512_vnni" is "avx512" with that, "avx512" is without.
- * AMX's registers are asked for by the first int8 layer, and are the process's from then on: its signal stacks must hold 11 kB.
- * Where one set before is smaller, Linux refuses, and "avx512_vnni" takes its place. */
+/* That of products with int8 weights, for which some CPUs have instructions of their own: "avx512_amx", "avx512_vnni",
+ * "avx2_vnni", "neon_dot", or a path's name. FASTLSTM_ISA takes these too: "avx512_vnni" is "avx512" with that, "avx512"
+ * is without. AMX's registers are asked for by the first int8 layer, and are the process's from then on: its signal
+ * stacks must hold 11 kB. Where one set before is smaller, Linux refuses, and "avx512_vnni" takes its place. */
 FL_API const char *fl_integer_isa(void);
 FL_API const char *fl_integer_isa_at(int64_t index); /* as fl_isa_at */
 /* Those that this CPU can run, best first; NULL past the last. */

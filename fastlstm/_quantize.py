@@ -31,7 +31,7 @@ def held(parameters: Mapping[str, Array], options: Options, prefix: str = "") ->
     return arrays
 
 
-def parameters(held: Mapping[str, Array], options: Options) -> dict[str, Array]:
+def parameters(held: Mapping[str, Array]) -> dict[str, Array]:
     """The parameters that these arrays stand for, exactly; fresh arrays."""
     values: dict[str, Array] = {}
     for name, value in held.items():

@@ -204,7 +204,7 @@ class _Layer:
         `weight_peephole_l0`; the number is the layer's, and a bidirectional layer's second direction ends in
         `_reverse`. Of a layer that `quantize` made, these are the rounded weights.
         """
-        return _quantize.parameters(self._parameters, self._options)
+        return _quantize.parameters(self._parameters)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Take copies of parameters: any array-likes (PyTorch's tensors too), converted to the layer's dtype.

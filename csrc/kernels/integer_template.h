@@ -11,8 +11,8 @@
  * a: rows of bytes (fl_round_args), whole groups of four; w: [panel][k / 4][vec][lane][4], 64-byte aligned. Aliasing: out
  * may be start. Tails: a last panel of fewer vectors has tiles of its own; rows are split evenly into tiles.
  * Test: tests/c/integers.c (guard pages, every tail, every path), tests/test_quantize.py.
- * Tried: activations of 16 bits as words, with weights widened and vpdpwssd: two instructions where one loads and
- * multiplies, 1.3 to 1.7 times slower.
+ * Tried: activations of 16 bits as words, with weights widened and vpdpwssd: 4 to 19 % slower in sequences and batches of
+ * 256 and 512 units; asking for weights ahead, one row: no gain.
  */
 
 /* Of any case below, those never taken included. */

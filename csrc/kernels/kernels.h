@@ -160,8 +160,7 @@ typedef struct fl_kernels {
 typedef struct fl_integer_kernels {
     const char *isa;
     int32_t lanes, panel_vecs;
-    int32_t
-        offset; /* added to activations, so that their bytes are unsigned; a column's sum begins without what it adds */
+    int32_t offset; /* added to activations, for unsigned bytes; a column's sum begins without what it adds */
 #define FL_INTEGER_KERNEL(op, type, doc) type *op;
 #include "kernels.inc"
 } fl_integer_kernels;
