@@ -28,7 +28,14 @@ from .optimizers import (
 from .pool import StreamPool
 
 if TYPE_CHECKING:
+    from . import keras as keras
+    from . import onnx as onnx
     from . import reference as reference
+    from . import torch as torch
+    from .keras import from_keras as from_keras
+    from .onnx import from_onnx as from_onnx
+    from .onnx import to_onnx as to_onnx
+    from .torch import from_torch as from_torch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,15 +58,22 @@ __all__ = [
     "constant_schedule",
     "cosine_schedule",
     "cross_entropy",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
     "get_num_threads",
     "initialize",
+    "keras",
     "load",
     "log_softmax",
     "mse_loss",
+    "onnx",
     "reference",
     "set_num_threads",
     "show_config",
     "softmax",
+    "to_onnx",
+    "torch",
     "warmup_schedule",
 ]
 
@@ -111,14 +125,27 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     return None
 
 
+# On demand: most users never need them, and some want packages that are optional.
+_LAZY = {
+    "reference": "reference",
+    "torch": "torch",
+    "from_torch": "torch",
+    "keras": "keras",
+    "from_keras": "keras",
+    "onnx": "onnx",
+    "from_onnx": "onnx",
+    "to_onnx": "onnx",
+}
+
 if not TYPE_CHECKING:  # or else type checkers would take any name
 
     def __getattr__(name: str) -> Any:
-        if name == "reference":  # on demand: most users never need it
-            import importlib
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
 
-            return importlib.import_module(".reference", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_LAZY[name]}", __name__)
+        return module if name == _LAZY[name] else getattr(module, name)
 
 
 def __dir__() -> list[str]:
