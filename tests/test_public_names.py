@@ -48,7 +48,7 @@ LAZY = {"from_keras", "from_onnx", "from_torch", "keras", "onnx", "to_onnx", "to
 LAYER = {
     "batch_first", "bias", "bidirectional", "clip", "dropout", "dtype", "hidden_size", "input_size",
     "num_layers", "record", "reverse", "activations", "load_state_dict", "save", "state_dict", "stream",
-    "activation_bits", "quantize", "weight_dtype",
+    "activation_bits", "quantize", "to_torch", "weight_dtype",
 }  # fmt: skip
 OWN = {
     "LSTM": {"coupled_gates", "forget_gate", "peepholes", "proj_size"},
@@ -56,7 +56,7 @@ OWN = {
     "RNN": {"nonlinearity"},
     "GatedRNN": set(),
 }
-MODULE = {"load_state_dict", "record", "save", "state_dict"}
+MODULE = {"load_state_dict", "record", "save", "state_dict", "to_torch"}
 MODULES = {
     "Embedding": {"dtype", "embedding_dim", "num_embeddings", "padding_idx"},
     "Linear": {"bias", "dtype", "in_features", "out_features"},
