@@ -390,6 +390,11 @@ class SequentialOptions(NamedTuple):
         return any(isinstance(o, Options) and o.batch_first for o in self.modules)
 
     @property
+    def has_last_step(self) -> bool:
+        """Whether the output has no axis of time."""
+        return any(isinstance(o, LastStepOptions) for o in self.modules)
+
+    @property
     def embeds(self) -> bool:
         """Whether the input is tokens."""
         return isinstance(self.modules[0], EmbeddingOptions)

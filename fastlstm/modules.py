@@ -321,7 +321,7 @@ class SequentialTape:
         """
         valid, parts = self._valid, self._sequential._modules
         dy: Any = _check.shaped("d_output", d_output, self.output.shape, self.output.dtype)
-        if any(isinstance(part, LastStep) for part in parts):
+        if self._sequential._options.has_last_step:
             valid = None  # until it is passed, there is no axis of time
         d_states = list(_check.state_tuple("d_state", d_state, len(self.state)))
         states: list[Any] = []
