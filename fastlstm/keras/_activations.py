@@ -38,6 +38,7 @@ def function(config: Config, key: str, keras_major: int) -> Function:
     value = config.get(key, None)
     if isinstance(value, Mapping) and value.get("class_name") in LAYERS:
         inner = Config(value, config.where)
+        config.same_dtype(inner)
         return layer_function(inner, keras_major)
     if isinstance(value, Mapping):
         raise config.error(f"{key} is {_short(value)}, a function of its own: only Keras's own are known")
@@ -107,7 +108,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none
 
 def _gelu(x: Array) -> Array:
     """x/2 (1 + erf(x/√2)), Hendrycks & Gimpel 2016."""
-    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)).astype(x.dtype))
+    y: Array = 0.5 * x * (1 + np.asarray(_erf(x * math.sqrt(0.5))).astype(x.dtype))
+    return y
 
 
 def _exponential(x: Array) -> Array:

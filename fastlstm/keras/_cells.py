@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 import fastlstm
 
-from ._activations import recurrent_function
+from ._activations import Spec, recurrent_function
 from ._config import Config
 from ._weights import Shape, Weights
 
@@ -48,12 +48,9 @@ def cell(config: Config, weights: Weights, width: int | None, keras_major: int) 
     names = ["activation"] if kind == "SimpleRNNCell" else ["recurrent_activation", "activation"]
     activations = [recurrent_function(config, name, keras_major) for name in names]
     options: dict[str, Any] = {"hidden_size": units, "bias": bias, "dtype": config.dtype()}
-    if kind == "LSTMCell":
-        options["activations"] = (*activations, activations[1])
-    elif kind == "GRUCell":
-        options |= {"activations": tuple(activations), "reset_after": config.flag("reset_after")}
-    else:
-        options["activations"] = activations[0]
+    options |= _activation_options(kind, activations)
+    if kind == "GRUCell":
+        options["reset_after"] = config.flag("reset_after")
     gates = {"LSTMCell": 4, "GRUCell": 3, "SimpleRNNCell": 1}[kind]
     shapes: dict[str, Shape] = {"kernel": (width, gates * units), "recurrent_kernel": (units, gates * units)}
     if bias:
@@ -61,6 +58,16 @@ def cell(config: Config, weights: Weights, width: int | None, keras_major: int) 
     found = weights.take(config, shapes)
     options["input_size"] = len(found["kernel"])
     return Cell(kind, options, found)
+
+
+def _activation_options(kind: str, chosen: list[Spec]) -> dict[str, Any]:
+    """Of fastlstm's layer; none where they are its own."""
+    if kind == "SimpleRNNCell":
+        return {"nonlinearity": chosen[0]} if chosen[0] in ("tanh", "relu") else {"activations": chosen[0]}
+    if chosen == ["sigmoid", "tanh"]:
+        return {}
+    gates, candidate = chosen
+    return {"activations": (gates, candidate, candidate) if kind == "LSTMCell" else (gates, candidate)}
 
 
 def layer(cells: list[Cell], reverse: bool) -> Any:

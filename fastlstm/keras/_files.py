@@ -275,7 +275,7 @@ class Dataset:
             raise ValueError(f"declares {declared:,} bytes and stores {stored:,}: too few")
         if declared and not stored:
             raise ValueError("holds no data")
-        return declared
+        return int(declared)
 
     def read(self) -> Array:
         """A fresh array."""

@@ -23,6 +23,7 @@ from ._weights import Weights
 
 Array = npt.NDArray[Any]
 Mask = Steps | None
+_LEFT = "With masks_as_lengths=True the mask is left to you: pass lengths"
 
 
 class Flow(NamedTuple):
@@ -56,7 +57,7 @@ class Layer:
         return 1
 
     def refuse_many(self) -> ValueError:
-        return ValueError(f"layer {self.name!r} ({self.kind}) gives {self.outputs} arrays, the next takes one")
+        return ValueError(f"layer {self.name!r} ({self.kind}) gives {self.outputs} arrays, not one")
 
     def __repr__(self) -> str:
         return f"{self.kind}({self.name!r})"
@@ -78,7 +79,7 @@ class Embedding(Layer):
 
     def modules(self, masks_as_lengths: bool) -> list[Any]:
         if self._masks and not masks_as_lengths:
-            raise self.refuse("mask_zero=True. With masks_as_lengths=True the mask is left to you: pass lengths")
+            raise self.refuse(f"mask_zero=True. {_LEFT}")
         return [self._module]
 
 
@@ -101,7 +102,7 @@ class Masking(Layer):
 
     def modules(self, masks_as_lengths: bool) -> list[Any]:
         if not masks_as_lengths:
-            raise self.refuse("it masks. With masks_as_lengths=True the mask is left to you: pass lengths")
+            raise self.refuse(f"it masks. {_LEFT}")
         return []
 
 
@@ -239,7 +240,10 @@ class TimeDistributed(Layer):
         return self._inner.modules(masks_as_lengths)
 
 
-_NOISE = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization")
+_NOISE = (
+    "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
+    "ActivityRegularization",
+)  # fmt: skip
 _MAKERS: dict[str, Callable[..., Layer]] = {
     "Embedding": Embedding,
     "Masking": Masking,

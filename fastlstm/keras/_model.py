@@ -165,7 +165,7 @@ def _joined(values: Any) -> Any:
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Array:
-    valid = _check.real_array("mask", mask) != 0
+    valid: Array = _check.real_array("mask", mask) != 0
     if len(shape) < 2 or valid.shape != shape[:2]:
         raise ValueError(f"mask must be [B, T] = {shape[:2]}, got shape {valid.shape}")
     return valid

@@ -321,8 +321,9 @@ def _bidirectional(config: Config, weights: Weights, flow: Flow, keras_major: in
     for name in ("return_sequences", "return_state", "stateful"):
         if getattr(options, name) != getattr(other, name):
             raise config.error(f"{name} must be the same in its two layers")
-    if mode not in ("concat", None) and forward_cells[-1].options["hidden_size"] != (
-        backward_cells[-1].options["hidden_size"]
+    if (
+        mode not in ("concat", None)
+        and forward_cells[-1].options["hidden_size"] != (backward_cells[-1].options["hidden_size"])
     ):
         raise config.error(f"merge_mode={mode!r} needs as many units in both layers")
     options = options._replace(zeros=options.return_sequences)  # as Bidirectional sets it in both
