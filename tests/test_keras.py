@@ -416,6 +416,16 @@ def test_masks_that_are_given():
         agree(fastlstm.from_keras(keras_model)(x, mask=mask), numpy_of(keras_model(x, mask=mask)), 3)
 
 
+def test_what_masks_leave_behind():
+    """Masking zeroes what it masks, and no mask goes on where there are no steps any more."""
+    rng = np.random.default_rng(21)
+    x = rng.normal(size=(3, 7, 4)).astype(np.float32)
+    x[rng.random((3, 7)) < 0.4] = 0.5
+    for stack in ([L.Dense(2)], [L.LSTM(5), L.Softmax()], [L.Bidirectional(L.GRU(5)), L.Softmax()]):
+        keras_model = random_weights(keras.Sequential([L.Input((None, 4)), L.Masking(0.5), *stack]), rng)
+        agree(fastlstm.from_keras(keras_model)(x), numpy_of(keras_model(x)), 2)
+
+
 def test_inputs_of_other_forms():
     """Lists, other dtypes, tokens as floats, an axis too many or too few."""
     rng = np.random.default_rng(13)

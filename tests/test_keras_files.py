@@ -566,6 +566,19 @@ def test_many_names_of_one_dataset(tmp_path):
     refused(path, "more data than a file of .* bytes should hold")
 
 
+def test_cells_that_do_not_follow_each_other(tmp_path):
+    path = tmp_path / "model.keras"
+    randomised(nested()).save(path)
+    kernel = "layers/rnn/cell/cells/gru_cell/vars/0"
+
+    def wider(file):
+        del file[kernel]
+        file[kernel] = np.zeros((5, 6), np.float32)
+
+    with_hdf5(path, wider)
+    refused(path, r"kernel must have shape \(3, 6\), got \(5, 6\)")
+
+
 def test_half_precision_is_widened(saved):
     """float16 arrays in a float32 model; no precision is lost on the way."""
 
