@@ -79,8 +79,8 @@ class Core:
     ) -> tuple[Array, Array | None, Array | None] | None: ...
 
 class Watch:
-    MOST: int
-    QUICK: int
+    FEW: int
+    MANY: int
     def __init__(self, export: Callable[[Any], object], arrays: dict[str, Any], item_size: int) -> None: ...
     def unchanged(self, arrays: dict[str, Any], thorough: bool) -> bool: ...
 

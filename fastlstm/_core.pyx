@@ -3,8 +3,8 @@
 `StreamCore.step` and `PoolCore.step` check their arrays themselves, because that path can afford nothing else."""
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, strcmp
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, strcmp
 
 import numpy as np
 
@@ -495,25 +495,57 @@ cdef class Core:
         return floats_of(a, self.item_size)
 
 
-cdef struct seen_array:
-    const void *data
-    int64_t rows, columns, count
-    int64_t step, samples  # of every step-th element
-    int64_t quick  # every quick-th sample is looked at each time
-    int64_t version
+cdef struct samples:
+    int64_t step, count  # every step-th element, so many of them
     char *kept
+
+
+cdef struct seen_array:
+    const char *data
+    int64_t rows, columns, count
+    int64_t version
+    samples few, many
+
+
+cdef bint same_samples(const char *data, const samples *s, int item_size) noexcept nogil:
+    cdef uint64_t differ = 0
+    cdef int64_t k, at = 0
+    if s.step == 1:
+        return memcmp(data, s.kept, s.count * item_size) == 0
+    if item_size == 4:
+        for k in range(s.count):
+            differ |= (<const uint32_t *>data)[at] ^ (<const uint32_t *>s.kept)[k]
+            at += s.step
+    else:
+        for k in range(s.count):
+            differ |= (<const uint64_t *>data)[at] ^ (<const uint64_t *>s.kept)[k]
+            at += s.step
+    return differ == 0
+
+
+cdef int take_samples(const seen_array *a, int64_t most, int item_size, samples *s) except -1:
+    cdef int64_t k
+    s.step = (a.count + most - 1) // most
+    s.step += 1 - s.step % 2  # odd, so that it visits all columns
+    s.count = (a.count + s.step - 1) // s.step
+    s.kept = <char *>malloc(s.count * item_size)
+    if s.kept == NULL:
+        raise MemoryError("weights: no memory")
+    for k in range(s.count):
+        memcpy(s.kept + k * item_size, a.data + k * s.step * item_size, item_size)
+    return 0
 
 
 cdef class Watch:
     """Whether arrays still hold what they held: the same memory, the same `_version` (which PyTorch counts up at every
-    change in place that it sees) and, at up to MOST places of each, the same bits.
+    change in place that it sees) and, at up to FEW or MANY places of each, the same bits.
 
     arrays: a dict of C-contiguous vectors and matrices, one dtype, which the owner keeps alive. `export` makes DLPack
     capsules of them.
     """
 
-    MOST = 65536
-    QUICK = 64
+    FEW = 64
+    MANY = 65536
 
     cdef object export
     cdef tuple names
@@ -522,7 +554,7 @@ cdef class Watch:
 
     def __cinit__(self, export, dict arrays, int item_size):
         cdef seen_array *s
-        cdef int64_t i, k
+        cdef int64_t i
         self.export = export
         self.names = tuple(arrays)
         self.item_size = item_size
@@ -534,28 +566,21 @@ cdef class Watch:
             capsule = export(array)
             if not self.measure(described(capsule), s):
                 raise ValueError("weights: wanted C-contiguous vectors and matrices of one dtype")
-            s.version = -1 if array.is_inference() else array._version
-            s.step = s.count // <int64_t>self.MOST + 1
-            s.step += 1 - s.step % 2  # odd, so that it visits all columns
-            s.samples = (s.count + s.step - 1) // s.step
-            s.quick = s.samples // <int64_t>self.QUICK + 1
-            s.quick += 1 - s.quick % 2
-            s.kept = <char *>calloc(s.samples, item_size)
-            if s.kept == NULL:
-                raise MemoryError("weights: no memory")
-            for k in range(s.samples):
-                memcpy(s.kept + k * item_size, <const char *>s.data + k * s.step * item_size, item_size)
+            s.version = version_of(array)
+            take_samples(s, self.FEW, item_size, &s.few)
+            take_samples(s, self.MANY, item_size, &s.many)
 
     def __dealloc__(self):
         cdef int64_t i
         if self.seen != NULL:
             for i in range(len(self.names)):
-                free(self.seen[i].kept)
+                free(self.seen[i].few.kept)
+                free(self.seen[i].many.kept)
         free(self.seen)
 
     cdef bint measure(self, const dl_tensor *a, seen_array *s) noexcept:
-        s.data = floats_of(a, self.item_size)
-        if s.data == NULL or a.ndim not in (1, 2):
+        s.data = <const char *>floats_of(a, self.item_size)
+        if s.data == NULL or a.ndim < 1 or a.ndim > 2:
             return False
         s.rows = a.shape[0]
         s.columns = a.shape[1] if a.ndim == 2 else 1
@@ -563,7 +588,7 @@ cdef class Watch:
         return True
 
     def unchanged(self, dict arrays, bint thorough):
-        """Whether these arrays, by the same names, are those; thorough: at all the places, else at 64 of each."""
+        """Whether these arrays, by the same names, are those; thorough: at all the places, else at FEW of each."""
         cdef seen_array now
         cdef seen_array *s
         cdef int64_t i
@@ -572,29 +597,20 @@ cdef class Watch:
             if array is None:
                 return False
             s = &self.seen[i]
-            capsule = self.export(array)
+            capsule = self.export(array)  # which keeps the memory for as long as it is looked at
             if (not self.measure(described(capsule), &now) or now.data != s.data or now.rows != s.rows
-                    or now.columns != s.columns):
-                return False
-            if (-1 if array.is_inference() else array._version) != s.version or not self.same(s, thorough):
+                    or now.columns != s.columns or version_of(array) != s.version
+                    or not same_samples(s.data, &s.many if thorough else &s.few, self.item_size)):
                 return False
         return True
 
-    cdef bint same(self, const seen_array *s, bint thorough) noexcept:
-        cdef int64_t step = 1 if thorough else s.quick, k
-        cdef const uint32_t *narrow = <const uint32_t *>s.data
-        cdef const uint32_t *narrow_kept = <const uint32_t *>s.kept
-        cdef const uint64_t *wide = <const uint64_t *>s.data
-        cdef const uint64_t *wide_kept = <const uint64_t *>s.kept
-        if self.item_size == 4:
-            for k in range(0, s.samples, step):
-                if narrow[k * s.step] != narrow_kept[k]:
-                    return False
-        else:
-            for k in range(0, s.samples, step):
-                if wide[k * s.step] != wide_kept[k]:
-                    return False
-        return True
+
+cdef int64_t version_of(array) except -2:
+    """-1 if PyTorch does not count, as for tensors made in inference mode."""
+    try:
+        return array._version
+    except RuntimeError:
+        return -1
 
 
 cdef fl_gradient gradient_of(array) noexcept:

@@ -58,10 +58,12 @@ class Packed:
     version that PyTorch counts up at changes in place.
     """
 
-    __slots__ = ("options", "core", "watch", "_aliases", "_lease")
+    __slots__ = ("options", "core", "watch", "layers", "dtype", "_aliases", "_lease")
 
     def __init__(self, options: _check.Options, core: Core, weights: Tensors) -> None:
         self.options, self.core = options, core
+        self.layers = [options.layer_shapes(index) for index in range(options.num_layers)]
+        self.dtype = next(iter(weights.values())).dtype
         self._aliases = [weight.detach() for weight in weights.values()]
         arrays = {
             name: np.ascontiguousarray(array_of(weight))
@@ -123,12 +125,6 @@ class Call(NamedTuple):
     last: int
     batch_first: bool = False
     batch_sizes: npt.NDArray[np.int64] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Of the weights of these layers."""
-        options = self.packed.options
-        return [name for index in range(self.first, self.last) for name in options.layer_shapes(index)]
 
     def valid(self) -> npt.NDArray[np.bool_]:
         """[T, B]: whether a sequence has that step."""
@@ -199,10 +195,12 @@ class Recording:
         by_state: list[Array | None] = [
             np.empty((count, batch, n), core.dtype) if wanted[1 + i] else None for i, n in enumerate(sizes)
         ]
-        by_weight: dict[str, Array] = {}
-        for name, want in zip(call.names, wanted[1 + len(sizes) :], strict=True):
-            if want:
-                by_weight[name] = np.empty(options.shapes()[name], core.dtype)
+        shapes = {n: s for layer in call.packed.layers[call.first : call.last] for n, s in layer.items()}
+        by_weight = {
+            name: np.empty(shape, core.dtype)
+            for (name, shape), want in zip(shapes.items(), wanted[1 + len(sizes) :], strict=True)
+            if want
+        }
         dx = None
         for index in reversed(range(call.first, call.last)):
             inner = index > call.first
@@ -218,7 +216,7 @@ class Recording:
             if dx is not None:
                 dy = dx
         by_x = None if dx is None else call.caller_order(dx)
-        return [by_x, *by_state, *(by_weight.get(name) for name in call.names)]
+        return [by_x, *by_state, *(by_weight.get(name) for name in shapes)]
 
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole")
@@ -249,7 +247,7 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *rest: Tensor | None) -> Any:
-        """rest: the initial states, then the weights of `call.names`."""
+        """rest: the initial states, then the weights of these layers."""
         count = len(call.packed.options.state_sizes)
         ctx.call = call
         ctx.recording = Recording(call, array_of(x), [_contiguous(s) for s in rest[:count]])

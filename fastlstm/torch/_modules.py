@@ -4,12 +4,13 @@ PyTorch's, inherited."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
@@ -81,17 +82,18 @@ def _hindrance(tensors: Sequence[Tensor]) -> str | None:
         if type(tensor) is not Tensor and type(tensor) is not Parameter:
             if not isinstance(tensor, Tensor):
                 return ""
-            if not isinstance(tensor, torch._subclasses.FakeTensor):
+            if not isinstance(tensor, FakeTensor):
                 return f"a {type(tensor).__name__} is no plain tensor"
-    if len({tensor.dtype for tensor in tensors}) > 1 or len({tensor.device for tensor in tensors}) > 1:
-        return ""
-    first = tensors[0]
-    if first.device.type != "cpu":
-        return f"tensors are on the device {first.device.type}"
-    if first.dtype not in _engine.DTYPES:
-        return f"tensors are {first.dtype}"
-    if any(tensor.layout != torch.strided for tensor in tensors):
-        return "a tensor is sparse"
+    dtype, device = tensors[0].dtype, tensors[0].device
+    for tensor in tensors:
+        if tensor.dtype != dtype or tensor.device != device:
+            return ""
+        if tensor.layout != torch.strided:
+            return "a tensor is sparse"
+    if device.type != "cpu":
+        return f"tensors are on the device {device.type}"
+    if dtype not in _engine.DTYPES:
+        return f"tensors are {dtype}"
     if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         return "forward-mode differentiation is not fastlstm's"
     return None
@@ -137,10 +139,13 @@ class _Accelerated:
 
     def _follow(self, weights: dict[str, Tensor], dtype: torch.dtype) -> Packed | None:
         """The core with these weights; None if they do not fit."""
+        packed = self._fastlstm
+        if packed is not None and packed.dtype == dtype and packed.unchanged(weights, _grad_enabled()):
+            return packed
         options = self._options(_engine.DTYPES[dtype])
         if not _engine.fits(options, weights):
             return None
-        packed = _engine.follow(self._fastlstm, options, weights, _grad_enabled())
+        packed = _engine.follow(packed, options, weights, _grad_enabled())
         self.__dict__["_fastlstm"] = packed
         return packed
 
@@ -489,7 +494,3 @@ class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc]
 
     def _cell_mode(self) -> str:
         return f"RNN_{self.nonlinearity.upper()}"
-
-
-def all_parameters(modules: Iterable[Any]) -> list[Tensor]:
-    return [p for m in modules for p in m.parameters()]
