@@ -17,7 +17,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -51,6 +51,15 @@ class Entry(NamedTuple):
     shape: Shape
     start: int  # in the file
     stop: int
+
+
+class Found(NamedTuple):
+    """What a file of any format holds, as `fastlstm convert` and `inspect` want it."""
+
+    what: str  # the file is, in words
+    model: Any  # a layer or module; else None, and `notes` say why
+    origins: Mapping[str, str]  # where each parameter of the model came from
+    notes: Sequence[str] = ()  # lines on what is beside it
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -361,6 +370,18 @@ def _inferred(entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:
     if cells[gates] == "lstm":
         facts |= {"proj_size": proj_size, "peepholes": "weight_peephole_l0" in entries}
     return cells[gates], facts
+
+
+def bare(path: str, entries: Mapping[str, Entry], given: Mapping[str, Any]) -> PartOptions:
+    """The options of the layer whose parameters, under PyTorch's names, a file of another format holds."""
+    with _blaming(path):
+        kind, facts = _inferred(entries)
+    options = _merged(path, kind, facts, given, False)
+    with _blaming(path):
+        wrong = _check.mismatch(options.shapes(), {name: e.shape for name, e in entries.items()})
+        if wrong:
+            raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
+    return options
 
 
 def _converted(parts: list[tuple[str, dict[str, Any]]], given: Mapping[str, Any]) -> SequentialOptions:

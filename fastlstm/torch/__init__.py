@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 from ._accelerate import Left, Report, accelerate
+from ._from import from_torch, found
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from ._to import LastStep, Sequential, to_torch, written
 
 __all__ = [
     "GRU",
@@ -16,8 +18,12 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "LastStep",
     "Left",
     "RNNCell",
     "Report",
+    "Sequential",
     "accelerate",
+    "from_torch",
+    "to_torch",
 ]
