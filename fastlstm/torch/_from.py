@@ -91,7 +91,6 @@ class _Value(NamedTuple):
 
 
 _SAME = {"contiguous", "detach", "clone", "float"}  # methods that change no number
-_SIZES = {"size", "dim", "to", "new_zeros", "cpu"}
 _FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -125,7 +124,7 @@ class _Chain:
 
     Kinds of values: "chain" is what the chain has come to; "packed" the same as a `PackedSequence`;
     "results" a recurrent module's (output, states), "state" its states, "h" the h_n among them, "row" one row
-    of that; "other" an argument, a size or zeros.
+    of that; "argument" another argument of the model, "size" numbers about a tensor, "zeros" a state of zeros.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -171,7 +170,7 @@ class _Chain:
 
     def _placeholder(self, node: Any) -> _Value:
         first = not self._values
-        return _Value("chain", 0) if first else _Value("other")
+        return _Value("chain", 0) if first else _Value("argument")
 
     def _get_attr(self, node: Any) -> _Value:
         raise self._cannot(node, f"reads the attribute {node.target}")
@@ -191,7 +190,7 @@ class _Chain:
         module = self._model.get_submodule(node.target)
         x = self._chain(node, node.args[0] if node.args else node.kwargs.get("input"))
         others = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
-        if not all(self._plain_argument(v) for v in others):
+        if not all(v is None or self._is_state(v) for v in others):
             raise self._cannot(node, "starts from a computed state")
         if isinstance(module, nn.RNNCellBase):
             raise self._cannot(node, "is a cell in a loop: use the recurrent module of a whole sequence")
@@ -206,8 +205,10 @@ class _Chain:
 
     def _call_method(self, node: Any) -> _Value:
         value, name = self._value(node.args[0]), node.target
-        if name in _SIZES and (value.kind == "other" or name in ("size", "dim", "new_zeros")):
-            return _Value("other")
+        if name in ("size", "dim"):
+            return _Value("size")
+        if name == "new_zeros" or name in ("to", "cpu") and value.kind == "zeros":
+            return _Value("zeros")
         if name in _SAME and value.kind in ("chain", "row"):
             return value
         if name == "squeeze" and value.kind == "h" and node.args[1:] == (0,) and _rows(value.layer) == 1:
@@ -220,12 +221,12 @@ class _Chain:
         function = node.target
         if function is operator.getitem:
             return self._item(node)
-        if function is getattr:
-            return _Value("other")
-        if function in (torch.zeros, torch.zeros_like) or all(
-            isinstance(v, _Value) and v.kind == "other" for v in map(self._value, node.args) if node.args
-        ):
-            return _Value("other")
+        if function is getattr and node.args[1] in ("shape", "device", "dtype"):
+            return _Value("size")
+        if function in (torch.zeros, torch.zeros_like):
+            return _Value("zeros")
+        if node.all_input_nodes and all(self._values[n].kind == "size" for n in node.all_input_nodes):
+            return _Value("size")
         if function is packing.pack_padded_sequence:
             return self._chain(node, node.args[0])._replace(kind="packed")
         if function is packing.pad_packed_sequence:
@@ -278,14 +279,14 @@ class _Chain:
     def _item(self, node: Any) -> _Value:
         value, index = self._value(node.args[0]), node.args[1]
         kind = value.kind
-        if kind == "other":
+        if kind == "size":
             return value
         if kind in ("results", "packed results") and index == 0:
             return value._replace(kind="chain" if kind == "results" else "packed")
         if kind in ("results", "packed results") and index == 1:
             return value._replace(kind="state" if isinstance(value.layer, nn.LSTM) else "h")
         if kind == "padded" and index in (0, 1):
-            return value._replace(kind="chain") if index == 0 else _Value("other")
+            return value._replace(kind="chain") if index == 0 else _Value("size")
         if kind == "state" and index == 0:
             return value._replace(kind="h")
         if kind == "state" and index == 1:
@@ -334,7 +335,7 @@ class _Chain:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _value(self, thing: Any) -> _Value:
-        return self._values[thing] if isinstance(thing, fx.Node) else _Value("other")
+        return self._values[thing] if isinstance(thing, fx.Node) else _Value("constant")
 
     def _chain(self, node: Any, thing: Any) -> _Value:
         """The value, which must be what the chain has come to."""
@@ -348,11 +349,11 @@ class _Chain:
             raise self._cannot(node, "reads an earlier output: the model branches")
         return value
 
-    def _plain_argument(self, thing: Any) -> bool:
-        """None, an argument of the model, or zeros."""
+    def _is_state(self, thing: Any) -> bool:
+        """Whether it is an argument of the model, to be handed on as it is, or zeros."""
         if isinstance(thing, (tuple, list)):
-            return all(map(self._plain_argument, thing))
-        return self._value(thing).kind == "other"
+            return all(self._value(v).kind == "zeros" for v in thing)
+        return self._value(thing).kind in ("argument", "zeros")
 
     def _cannot(self, node: Any, what: str) -> Unsupported:
         where = f"{node.target} ({type(self._model.get_submodule(node.target)).__name__})" if (

@@ -117,7 +117,7 @@ class _Accelerated:
         self.__dict__.pop("_fastlstm", None)
 
     def __getstate__(self) -> Any:
-        parent = super()
+        parent: Any = super()
         state = dict(parent.__getstate__())
         state.pop("_fastlstm", None)
         return state
