@@ -27,6 +27,7 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(_modules, "_warned", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         yield
 
 
@@ -63,7 +64,7 @@ def test_output_states_and_gradients(make: Any, seed: int, own_calls: list[Any])
     for result, module in zip(run_both(case), (case.theirs, case.ours), strict=True):
         outputs = flat(result)
         torch.manual_seed(seed)
-        torch.autograd.backward(outputs, [torch.randn_like(y) for y in outputs])
+        torch.autograd.backward(outputs, [torch.randn(y.shape, dtype=y.dtype) for y in outputs])
         results.append([*(t.grad for t in tensors), *(p.grad for p in module.parameters())])
         for t in tensors:
             t.grad = None
@@ -235,7 +236,7 @@ def test_changed_weights_are_taken(name: str, how: str, mode: Any) -> None:
     with mode():
         assert_close(flat(ours(x)), flat(theirs(x)))
         if how != "double":
-            assert float((flat(ours(x))[0] - before[0]).abs().max()) > 1e-4
+            assert float((flat(ours(x))[0] - before[0]).detach().abs().max()) > 1e-4
 
 
 def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +555,7 @@ def test_accelerate_says_what_it_leaves() -> None:
             "mine": Mine(3, 4),
             "scripted": scripted,
             "quantized": quantized,
-            "half": torch.nn.LSTM(3, 4, dtype=torch.float16),
+            "narrow": torch.nn.LSTM(3, 4, dtype=torch.float16),
             "meta": torch.nn.GRUCell(3, 4, device="meta"),
             "replaced": replaced,
             "normed": normed,
@@ -564,9 +565,9 @@ def test_accelerate_says_what_it_leaves() -> None:
     report = accelerated.accelerate(model)
     assert report.swapped == ["fine"]
     left = {entry.name: entry.reason for entry in report.left}
-    assert left.keys() == {"mine", "scripted", "quantized.0", "half", "meta", "replaced", "normed"}
+    assert left.keys() == {"mine", "scripted", "quantized.0", "narrow", "meta", "replaced", "normed"}
     assert "subclass" in left["mine"] and "scripted" in left["scripted"] and "quantized" in left["quantized.0"]
-    assert "float16" in left["half"] and "meta" in left["meta"] and "replaced" in left["replaced"]
+    assert "float16" in left["narrow"] and "meta" in left["meta"] and "replaced" in left["replaced"]
     assert "subclass" in left["normed"]
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got int"):
         accelerated.accelerate(3)

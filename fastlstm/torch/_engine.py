@@ -5,9 +5,10 @@ Notation as in `fastlstm.layers`. A *call* runs some layers of a stack, all of t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -276,13 +277,24 @@ def differentiable_gradients(
     call: Call, saved: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients as a function that can be differentiated again, from PyTorch's own operations."""
-    with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False):
+    with torch.enable_grad(), _without_mkldnn():
         outputs = _by_torch(call, saved)
         pairs = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
         inputs = [s for s, want in zip(saved, wanted, strict=True) if want]
         ys, ds = zip(*pairs, strict=True)
         found = iter(torch.autograd.grad(ys, inputs, ds, create_graph=True, allow_unused=True))
     return [next(found) if want else None for want in wanted]
+
+
+@contextlib.contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Its recurrent kernels cannot be differentiated twice. (torch.backends.mkldnn.flags warns of TF32.)"""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def _by_torch(call: Call, saved: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
