@@ -88,11 +88,17 @@ class Packed:
 
     def storages_alive(self) -> bool:
         """Whether somebody else still holds the weights."""
-        return all(alias.untyped_storage()._use_count() > 1 for alias in self._aliases)
+        return all(_uses(alias) > 1 for alias in self._aliases)
 
     @property
     def leased(self) -> bool:
         return self._lease() is not None
+
+
+def _uses(tensor: Tensor) -> int:
+    """How many tensors hold this memory."""
+    storage = tensor.untyped_storage()  # which holds it too
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
 _packing = threading.Lock()
