@@ -372,6 +372,18 @@ def _inferred(entries: Mapping[str, Entry]) -> tuple[str, dict[str, Any]]:
     return cells[gates], facts
 
 
+def bare(path: str, entries: Mapping[str, Entry], given: Mapping[str, Any]) -> PartOptions:
+    """The options of the layer whose parameters, under PyTorch's names, a file of another format holds."""
+    with _blaming(path):
+        kind, facts = _inferred(entries)
+    options = _merged(path, kind, facts, given, False)
+    with _blaming(path):
+        wrong = _check.mismatch(options.shapes(), {name: e.shape for name, e in entries.items()})
+        if wrong:
+            raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
+    return options
+
+
 def _converted(parts: list[tuple[str, dict[str, Any]]], given: Mapping[str, Any]) -> SequentialOptions:
     """A Sequential of these modules, in the dtype that may have been given: all else is a module's own."""
     unknown = given.keys() - {"dtype"}
