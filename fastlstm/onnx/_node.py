@@ -310,7 +310,7 @@ class Recurrent:
                 for k, parts in enumerate(zip(*halves, strict=True))
             )
         y, *states = outputs
-        y = y.reshape(*y.shape[:2], self._recipe.directions, -1)
+        y = y.reshape(*y.shape[:2], self._recipe.directions, layers[0].hidden_size)
         if batch_first:
             return (y, *(v.transpose(1, 0, 2) for v in states))
         return (y.transpose(0, 2, 1, 3), *states)
