@@ -228,6 +228,11 @@ FL_API fl_status fl_linear_backward_weights(const fl_linear *linear, int64_t row
 /* As fl_estimate_us, of any of these calls. */
 FL_API double fl_linear_estimate_us(const fl_linear *linear, int64_t rows);
 
+/* An activation alone, over n elements: y = f(x), and dx = dy f'(x). Outputs may be their inputs, else overlap nothing. */
+FL_API fl_status fl_activate(fl_dtype dtype, const fl_activation *f, int64_t n, const void *x, void *y);
+FL_API fl_status fl_activate_backward(fl_dtype dtype, const fl_activation *f, int64_t n, const void *x, const void *dy,
+                                      void *dx);
+
 /* Threads. The default is what the process may use: affinity and cgroup quota, or FASTLSTM_NUM_THREADS. */
 FL_API fl_status fl_set_num_threads(int64_t n);
 FL_API int64_t fl_get_num_threads(void);

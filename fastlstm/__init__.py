@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _check, _core
 from .initializers import initialize
 from .layers import GRU, LSTM, RNN, GatedRNN, Stream
+from .leaves import Activation, Dropout, Embedding, LastStep, LayerNorm, Linear
 from .losses import binary_cross_entropy_with_logits, cross_entropy, log_softmax, mse_loss, softmax
-from .modules import Dropout, Embedding, Linear, Sequential, SequentialStream, load
+from .modules import Sequential, SequentialStream, load
 from .optimizers import (
     SGD,
     Adam,
@@ -43,11 +44,14 @@ __all__ = [
     "LSTM",
     "RNN",
     "SGD",
+    "Activation",
     "Adam",
     "AdamW",
     "Dropout",
     "Embedding",
     "GatedRNN",
+    "LastStep",
+    "LayerNorm",
     "Linear",
     "Sequential",
     "SequentialStream",
@@ -58,22 +62,15 @@ __all__ = [
     "constant_schedule",
     "cosine_schedule",
     "cross_entropy",
-    "from_keras",
-    "from_onnx",
-    "from_torch",
     "get_num_threads",
     "initialize",
-    "keras",
     "load",
     "log_softmax",
     "mse_loss",
-    "onnx",
     "reference",
     "set_num_threads",
     "show_config",
     "softmax",
-    "to_onnx",
-    "torch",
     "warmup_schedule",
 ]
 
@@ -125,7 +122,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     return None
 
 
-# On demand: most users never need them, and some want packages that are optional.
+# On demand: most users never need them, and some want packages that are optional. Those stay out of __all__.
 _LAZY = {
     "reference": "reference",
     "torch": "torch",
@@ -149,4 +146,4 @@ if not TYPE_CHECKING:  # or else type checkers would take any name
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_LAZY.keys() - __all__, "__version__"])

@@ -73,6 +73,8 @@ ACTIVATIONS: dict[str, tuple[float, ...]] = {
     "softsign": (),
     "softplus": (),
 }
+# Of the module Activation, which has the eleven too.
+WHOLE_ROW = ("softmax", "log_softmax")
 
 
 class Options(NamedTuple):
@@ -307,7 +309,66 @@ class DropoutOptions(NamedTuple):
         return _call("Dropout", self, sizes=1)
 
 
-PartOptions: TypeAlias = Options | EmbeddingOptions | LinearOptions | DropoutOptions
+class ActivationOptions(NamedTuple):
+    activation: Activation
+
+    @property
+    def dtype(self) -> None:
+        """That of its input."""
+
+    @property
+    def core(self) -> tuple[str, float, float]:
+        """The form that `_core` takes; not for softmax and log_softmax."""
+        return _with_defaults(self.activation)
+
+    @property
+    def least_ndim(self) -> int:
+        """Axes that the input must have."""
+        return int(self.activation in WHOLE_ROW)
+
+    def shapes(self) -> dict[str, Shape]:
+        return {}
+
+    def __repr__(self) -> str:
+        return _call("Activation", self, sizes=1)
+
+
+class LayerNormOptions(NamedTuple):
+    normalized_shape: int
+    eps: float = 1e-5
+    elementwise_affine: bool = True
+    bias: bool = True
+    dtype: str = "float32"
+
+    def shapes(self) -> dict[str, Shape]:
+        names = ("weight", "bias")[: self.elementwise_affine * (1 + self.bias)]
+        return {name: (self.normalized_shape,) for name in names}
+
+    def __repr__(self) -> str:
+        return _call("LayerNorm", self, sizes=1)
+
+
+class LastStepOptions(NamedTuple):
+    @property
+    def dtype(self) -> None:
+        """That of its input."""
+
+    def shapes(self) -> dict[str, Shape]:
+        return {}
+
+    def __repr__(self) -> str:
+        return "LastStep()"
+
+
+PartOptions: TypeAlias = (
+    Options
+    | EmbeddingOptions
+    | LinearOptions
+    | DropoutOptions
+    | ActivationOptions
+    | LayerNormOptions
+    | LastStepOptions
+)
 
 
 class SequentialOptions(NamedTuple):
@@ -327,6 +388,11 @@ class SequentialOptions(NamedTuple):
     @property
     def batch_first(self) -> bool:
         return any(isinstance(o, Options) and o.batch_first for o in self.modules)
+
+    @property
+    def has_last_step(self) -> bool:
+        """Whether the output has no axis of time."""
+        return any(isinstance(o, LastStepOptions) for o in self.modules)
 
     @property
     def embeds(self) -> bool:
@@ -364,16 +430,23 @@ def _widths(o: PartOptions) -> tuple[int, int] | None:
         return o.input_size, len(o.suffixes) * o.state_sizes[0]
     if isinstance(o, EmbeddingOptions):
         return 1, o.embedding_dim
+    if isinstance(o, LayerNormOptions):
+        return o.normalized_shape, o.normalized_shape
     return (o.in_features, o.out_features) if isinstance(o, LinearOptions) else None
 
 
-def width(o: PartOptions) -> int:
-    """Features that a module gives; not Dropout's."""
-    return cast(Shape, _widths(o))[1]
+def widths_after(o: SequentialOptions) -> list[int]:
+    """Features after each module of a Sequential."""
+    found, width = [], o.widths[0]
+    for part in o.modules:
+        width = (_widths(part) or (0, width))[1]
+        found.append(width)
+    return found
 
 
 MODULES: dict[str, type[Any]] = {
     "Embedding": EmbeddingOptions, "Linear": LinearOptions, "Dropout": DropoutOptions,
+    "Activation": ActivationOptions, "LayerNorm": LayerNormOptions, "LastStep": LastStepOptions,
 }  # fmt: skip
 
 
@@ -391,6 +464,18 @@ def module(kind: str, /, **given: Any) -> PartOptions:
     o = cls(**given)
     if isinstance(o, DropoutOptions):
         return DropoutOptions(number("p", o.p, 0.0, 1.0))
+    if isinstance(o, LastStepOptions):
+        return o
+    if isinstance(o, ActivationOptions):
+        return ActivationOptions(_activation("activation", o.activation, WHOLE_ROW))
+    if isinstance(o, LayerNormOptions):
+        return LayerNormOptions(
+            integer("normalized_shape", o.normalized_shape, 1, 2**40),
+            number("eps", o.eps, 0.0, float(np.finfo(np.float32).max)),
+            flag("elementwise_affine", o.elementwise_affine),
+            flag("bias", o.bias),
+            float_dtype("dtype", o.dtype).name,
+        )
     dtype, (first, second) = float_dtype("dtype", o.dtype), o._fields[:2]
     rows, columns = integer(first, o[0], 1), integer(second, o[1], 1)
     if rows * columns * dtype.itemsize > sys.maxsize:
@@ -415,12 +500,14 @@ def sequential(parts: Sequence[PartOptions]) -> SequentialOptions:
         raise ValueError(f"modules must have at most {MAX_LAYERS} recurrent layers, got {depth}")
     sized = [i for i, o in enumerate(parts) if _widths(o) is not None]
     if not sized:
-        raise ValueError("modules must not be Dropout alone: that leaves the size and dtype of x open")
+        raise ValueError(
+            "modules must not be Dropout, Activation or LastStep alone: that leaves size and dtype of x open"
+        )
     for before, i in zip(sized, sized[1:], strict=False):
         o, last = parts[i], parts[before]
         if isinstance(o, EmbeddingOptions):
             raise ValueError(f"modules[{i}], {o!r}, reads tokens: it must be the first")
-        gives, reads = width(last), cast(Shape, _widths(o))[0]
+        gives, reads = cast(Shape, _widths(last))[1], cast(Shape, _widths(o))[0]
         if gives != reads:
             raise ValueError(
                 f"modules[{i}], {o!r}, must read what modules[{before}], {last!r}, gives: {gives} features"
@@ -432,6 +519,15 @@ def sequential(parts: Sequence[PartOptions]) -> SequentialOptions:
     if sized[0] and isinstance(parts[sized[0]], EmbeddingOptions):
         raise ValueError(f"modules[{sized[0]}], {parts[sized[0]]!r}, reads tokens: it must be the first")
     layers = [(i, o) for i, o in enumerate(parts) if isinstance(o, Options)]
+    last_steps = [i for i, o in enumerate(parts) if isinstance(o, LastStepOptions)]
+    for i in last_steps:
+        if not i or not isinstance(parts[i - 1], Options):
+            raise ValueError(f"modules[{i}], LastStep(), must directly follow a recurrent layer")
+        if i < layers[-1][0]:
+            raise ValueError(
+                f"modules[{layers[-1][0]}], {layers[-1][1]!r}, must not follow modules[{i}], LastStep(), "
+                "which leaves no steps"
+            )
     for i, layer in layers[1:]:
         if layer.batch_first != layers[0][1].batch_first:
             raise ValueError(
@@ -446,7 +542,7 @@ def modules(name: str, values: Sequence[Any], kinds: tuple[type[Any], ...]) -> S
     for i, value in enumerate(values):
         if not isinstance(value, kinds):
             raise TypeError(
-                f"{name}[{i}] must be a recurrent layer, Embedding, Linear or Dropout of fastlstm, "
+                f"{name}[{i}] must be a recurrent layer of fastlstm or one of {', '.join(MODULES)}, "
                 f"got {_got(value)}"
             )
         first = next(k for k, other in enumerate(values) if other is value)
@@ -529,17 +625,19 @@ def _activations(cell: Cell, given: Any) -> tuple[Activation, ...]:
         raise ValueError(
             f"activations must be {len(roles)} ({', '.join(roles)}), got {len(specs)}: {_got(given)}"
         )
-    return tuple(_activation(role, spec) for role, spec in zip(roles, specs, strict=True))
+    places = ["activations" if role == "one" else f"activations ({role})" for role in roles]
+    return tuple(_activation(where, spec) for where, spec in zip(places, specs, strict=True))
 
 
-def _activation(role: str, spec: Any) -> Activation:
-    where = "activations" if role == "one" else f"activations ({role})"
+def _activation(where: str, spec: Any, more: Iterable[str] = ()) -> Activation:
+    """A name, or (name, alpha[, beta]) where the function has parameters; `more` are names beside ONNX's."""
     if not (isinstance(spec, str) or _is_list(spec) and 1 <= len(spec) <= 3 and isinstance(spec[0], str)):
         raise TypeError(f"{where}: wanted a name or a tuple (name[, alpha[, beta]]), got {_got(spec)}")
     name, *given = (spec,) if isinstance(spec, str) else spec
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{where}: {_got(name)} is unknown, wanted one of {', '.join(ACTIVATIONS)}")
-    defaults = ACTIVATIONS[name]
+    known = (*ACTIVATIONS, *more)
+    if name not in known:
+        raise ValueError(f"{where}: {_got(name)} is unknown, wanted one of {', '.join(known)}")
+    defaults = ACTIVATIONS.get(name, ())
     for word, value in zip(("alpha", "beta")[len(defaults) :], given[len(defaults) :], strict=False):
         if value is not None:
             raise ValueError(f"{where}: {name} has no {word}, got {_got(value)}")

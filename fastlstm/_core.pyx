@@ -111,6 +111,9 @@ cdef extern from "fastlstm.h" nogil:
     const char *fl_integer_isa_at(int64_t)
     const char *fl_cpu_features()
 
+    fl_status fl_activate(fl_dtype, const fl_activation *, int64_t, const void *, void *)
+    fl_status fl_activate_backward(fl_dtype, const fl_activation *, int64_t, const void *, const void *, void *)
+
 cdef extern from "kernels/kernels.h" nogil:
     ctypedef int64_t fl_roof_fn(const void *, int64_t)
     ctypedef void fl_map_fn(const void *, const void *, void *, int64_t)
@@ -187,6 +190,64 @@ cdef fl_array array_of(array) noexcept:
     a.data = data_of(array)
     a.count = 0 if array is None else cnp.PyArray_SIZE(array)
     return a
+
+
+cdef fl_activation activation_of(str name, double alpha, double beta):
+    cdef fl_activation f
+    f.kind = _ACTIVATIONS.index(name)
+    f.alpha = alpha
+    f.beta = beta
+    return f
+
+
+cdef fl_dtype float_of(tuple arrays) except *:
+    """The one dtype of C-contiguous arrays of as many elements, which the core takes as they are."""
+    cdef cnp.ndarray first = <cnp.ndarray?>arrays[0]
+    cdef int kind = cnp.PyArray_TYPE(first)
+    if kind != cnp.NPY_FLOAT32 and kind != cnp.NPY_FLOAT64:
+        raise TypeError("x: wanted float32 or float64")
+    for array in arrays:
+        if not (type(array) is cnp.ndarray and cnp.PyArray_TYPE(<cnp.ndarray>array) == kind
+                and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array)
+                and cnp.PyArray_SIZE(<cnp.ndarray>array) == cnp.PyArray_SIZE(first)):
+            raise ValueError("x, dy, out: not C-contiguous arrays of one dtype and size")
+    return FL_FLOAT32 if kind == cnp.NPY_FLOAT32 else FL_FLOAT64
+
+
+def activate(str name, double alpha, double beta, x, out=None):
+    """f(x) of one of the eleven activations, into `out` where given, which may be x."""
+    cdef fl_activation f = activation_of(name, alpha, beta)
+    y = np.empty_like(x) if out is None else out
+    cdef fl_dtype dtype = float_of((x, y))
+    cdef const void *source = data_of(x)
+    cdef void *target = <void *>data_of(y)
+    cdef int64_t n = cnp.PyArray_SIZE(x)
+    cdef fl_status status
+    if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>y):
+        raise ValueError("out: not writable")
+    if n > 10_000:
+        with nogil:
+            status = fl_activate(dtype, &f, n, source, target)
+    else:
+        status = fl_activate(dtype, &f, n, source, target)
+    check(status)
+    return y
+
+
+def activate_backward(str name, double alpha, double beta, x, dy):
+    """dy f'(x), a fresh array."""
+    cdef fl_activation f = activation_of(name, alpha, beta)
+    dx = np.empty_like(x)
+    cdef fl_dtype dtype = float_of((x, dy, dx))
+    cdef const void *at = data_of(x)
+    cdef const void *source = data_of(dy)
+    cdef void *target = <void *>data_of(dx)
+    cdef int64_t n = cnp.PyArray_SIZE(x)
+    cdef fl_status status
+    with nogil:
+        status = fl_activate_backward(dtype, &f, n, at, source, target)
+    check(status)
+    return dx
 
 
 cdef class Core:

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -51,6 +51,15 @@ class Entry(NamedTuple):
     shape: Shape
     start: int  # in the file
     stop: int
+
+
+class Found(NamedTuple):
+    """What a file of any format holds, as `fastlstm convert` and `inspect` want it."""
+
+    what: str  # the file is, in words
+    model: Any  # a layer or module; else None, and `notes` say why
+    origins: Mapping[str, str]  # where each parameter of the model came from
+    notes: Sequence[str] = ()  # lines on what is beside it
 
 
 # --- writing ------------------------------------------------------------------------------------------------

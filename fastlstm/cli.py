@@ -1,4 +1,5 @@
-"""The command `fastlstm`, also `python -m fastlstm`: demo, train, generate, verify, bench, info."""
+"""The command `fastlstm`, also `python -m fastlstm`: demo, train, generate, verify, convert, inspect, bench,
+info."""
 
 from __future__ import annotations
 
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
 
     _add_verify(commands)
+    _add_convert(commands)
+    _add_inspect(commands)
 
     # Its options are its own: main hands them on unread, --help too.
     commands.add_parser("bench", help="measure against NumPy and every installed peer", add_help=False)
@@ -262,6 +265,72 @@ def _add_verify(commands: Any) -> None:
     )
     command.add_argument("--json", action="store_true", help="the same as JSON")
     command.set_defaults(run=_verify)
+
+
+SUFFIXES = "*.safetensors, *.pt (PyTorch), *.keras or *.h5 (Keras), *.onnx"
+
+
+def _add_convert(commands: Any) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="a model file of one format into another",
+        description=f"Reads a model and writes it in another format; suffixes tell which: {SUFFIXES}. What a "
+        "format cannot hold is refused by name. Nothing in a file is run.",
+        epilog="Exit code 2 if the file cannot be read, or the other format cannot hold it.",
+    )
+    command.add_argument("source", metavar="IN")
+    command.add_argument("target", metavar="OUT")
+    _add_open_options(command)
+    command.set_defaults(run=_convert)
+
+
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="what a model file holds",
+        description="Prints the layers of a model file, their options, each parameter with its shape, size "
+        f"and where it came from: {SUFFIXES}. Nothing in a file is run.",
+        epilog="Exit code 2 if the file cannot be read.",
+    )
+    command.add_argument("file", metavar="FILE")
+    _add_open_options(command)
+    command.add_argument("--json", action="store_true", help="the same as JSON")
+    command.set_defaults(run=_inspect)
+
+
+def _add_open_options(command: Any) -> None:
+    """What a bare file of weights leaves open."""
+    command.add_argument(
+        "--nonlinearity", choices=("tanh", "relu"), help="of a bare RNN, whose file does not tell it"
+    )
+    command.add_argument(
+        "--reset",
+        choices=("after", "before"),
+        help="whether a bare GRU's reset gate is applied after the product (PyTorch) or before it",
+    )
+
+
+def _left_open(options: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if options.nonlinearity is not None:
+        given["nonlinearity"] = options.nonlinearity
+    if options.reset is not None:
+        given["reset_after"] = options.reset == "after"
+    return given
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from . import _convert
+
+    _convert.convert(options.source, options.target, _left_open(options), sys.stdout)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from . import _convert
+
+    _convert.inspect(options.file, _left_open(options), options.json, sys.stdout)
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

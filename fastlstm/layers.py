@@ -272,6 +272,15 @@ class _Layer:
 
         _files.save(path, self._options, self._parameters)
 
+    def to_torch(self) -> Any:
+        """PyTorch's module of the same kind with copies of the parameters: what `fastlstm.from_torch` takes.
+
+        Raises ValueError naming what PyTorch has no module for, ImportError without PyTorch.
+        """
+        from .torch import to_torch
+
+        return to_torch(self)
+
     def __repr__(self) -> str:
         return repr(self._options)
 

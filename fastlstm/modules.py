@@ -1,6 +1,6 @@
-"""What surrounds the recurrent layers: Embedding, Linear, Dropout, and Sequential, a model of such modules.
+"""Sequential: a model of recurrent layers and what surrounds them (leaves.py), its streams and tapes; `load`.
 
-They keep the promises of the layers: a row or a sequence has the same bits alone and in any batch, in one
+It keeps the promises of the layers: a row or a sequence has the same bits alone and in any batch, in one
 call or step by step, on any number of threads.
 """
 
@@ -8,367 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _check, _quantize, layers
-from ._core import LinearCore
-from .layers import GRU, LSTM, RNN, Array, GatedRNN, LoadResult, Stream, _Layer, _Option
+from . import _check, _quantize, layers, leaves
+from .layers import GRU, LSTM, RNN, Array, GatedRNN, Stream, _Layer
+from .leaves import (
+    Dropout,
+    Embedding,
+    LastStep,
+    Linear,
+    ModuleTape,
+    _Leaf,
+    _Module,
+)
 from .tape import Gradients
 
-__all__ = ["Dropout", "Embedding", "Linear", "Sequential", "SequentialStream", "load"]
+__all__ = ["Sequential", "SequentialStream", "load"]
 
 Part: TypeAlias = "_Layer | _Leaf"
-
-
-class _Module:
-    """What has parameters under names: in memory, in files, in pickles."""
-
-    __slots__ = ()
-
-    _options: Any
-
-    @property
-    def _parameters(self) -> dict[str, Array]:
-        raise NotImplementedError
-
-    def _locked(self) -> contextlib.AbstractContextManager[Any]:
-        """No other thread sets parameters meanwhile."""
-        raise NotImplementedError
-
-    def _set_parameters(self, parameters: dict[str, Array]) -> None:
-        raise NotImplementedError
-
-    def _held_by(self, parameters: dict[str, Array]) -> dict[str, Array]:
-        """These parameters, checked, as `_parameters` holds them."""
-        return parameters
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters under PyTorch's names, in PyTorch's order."""
-        return {name: v.copy() for name, v in self._parameters.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """Take copies of parameters: any array-likes (PyTorch's tensors too), converted to the module's
-        dtype.
-
-        All change or, if anything is wrong, none does. With strict=False, what `state_dict` lacks stays and
-        what it has too much is ignored. Returns (missing_keys, unexpected_keys). Raises ValueError listing
-        all that is missing, unexpected or misshapen (that even if not strict), TypeError for what is no
-        mapping or holds no real numbers.
-        """
-        strict = _check.flag("strict", strict)
-        new, missing, unexpected = _check.parameters(state_dict, self._options, strict)
-        with self._locked():
-            self._set_parameters({**self._parameters, **self._held_by(new)})
-        return LoadResult(missing, unexpected)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write parameters and options to a safetensors file, which `fastlstm.load` reads.
-
-        Atomic: the file is whole, old or new, whatever happens. Raises OSError.
-        """
-        from . import _files
-
-        _files.save(path, self._options, self._parameters)
-
-    def __repr__(self) -> str:
-        return repr(self._options)
-
-
-# --- modules without a state --------------------------------------------------------------------------------
-
-
-class _Leaf(_Module):
-    """Embedding, Linear and Dropout."""
-
-    __slots__ = ("_options", "_lock", "_held", "__weakref__")
-
-    _kind: ClassVar[str]
-    _lock: threading.Lock
-    _held: dict[str, Array]  # read-only arrays; replaced, never changed
-
-    def _make(self, options: Any, parameters: dict[str, Array]) -> None:
-        self._options = options
-        self._lock = threading.Lock()
-        self._set_parameters(parameters)
-
-    @property
-    def _parameters(self) -> dict[str, Array]:
-        return self._held
-
-    def _locked(self) -> contextlib.AbstractContextManager[Any]:
-        return self._lock
-
-    def _set_parameters(self, parameters: dict[str, Array]) -> None:
-        self._held = parameters
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle and copy: options and parameters."""
-        arguments = (type(self), self._kind, self._options._asdict(), self._held)
-        return _restore, arguments, getattr(self, "__dict__", None) or None
-
-    def _input(self, x: Any) -> Array:
-        """x as `_apply` takes it, perhaps not a copy."""
-        raise NotImplementedError
-
-    def _apply(self, x: Array) -> Array:
-        """The output, a fresh array; of Dropout x itself."""
-        raise NotImplementedError
-
-    def _keep(self, x: Array, seed: int | None, batch_first: bool = False) -> tuple[Array, Any]:
-        """The output, and what `_backward` needs."""
-        raise NotImplementedError
-
-    def _backward(self, kept: Any, dy: Array) -> tuple[Array | None, dict[str, Array]]:
-        """The derivatives by the input and by the parameters."""
-        raise NotImplementedError
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        return self._apply(self._input(x))
-
-    def record(self, x: npt.ArrayLike, dropout_seed: int | None = None) -> ModuleTape:
-        """The call, remembered for `ModuleTape.backward`. `dropout_seed` is Dropout's: others draw nothing.
-
-        Raises TypeError or ValueError naming the argument.
-        """
-        seed = _check.seed("dropout_seed", dropout_seed)
-        return ModuleTape(self, self._input(x).copy(), seed)  # x is the caller's, who may change it
-
-
-class ModuleTape:
-    """A call of an Embedding, a Linear or a Dropout that is remembered; made by `record`.
-
-    `output` is what the call returns. `state` is None, as nothing here has one.
-    """
-
-    __slots__ = ("output", "_module", "_held", "_kept")
-
-    state: ClassVar[None] = None
-
-    def __init__(self, module: _Leaf, x: Array, seed: int | None, batch_first: bool = False) -> None:
-        self._module, self._held = module, module._held
-        self.output, self._kept = module._keep(x, seed, batch_first)
-
-    def backward(self, d_output: npt.ArrayLike) -> Gradients:
-        """The gradients of a loss from its derivative by `output`; any number of times.
-
-        Raises RuntimeError if the module has taken other parameters since; TypeError or ValueError naming the
-        argument.
-        """
-        dy = _check.shaped("d_output", d_output, self.output.shape, self.output.dtype)
-        if self._module._held is not self._held:
-            raise RuntimeError(f"{self._module!r} has taken other parameters since this tape: record again")
-        with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are values like any other
-            d_input, parameters = self._module._backward(self._kept, dy)
-        return Gradients(d_input, None, parameters)
-
-
-class Embedding(_Leaf):
-    """A vector for each token: y = weight[x].
-
-    num_embeddings, embedding_dim: tokens are 0..num_embeddings - 1, vectors have embedding_dim numbers.
-    padding_idx: a token whose vector is zero at first and has no gradient; negative ones count from the end.
-    dtype: "float32" or "float64".
-    seed: of the initial weights, N(0, 1) from `numpy.random.default_rng(seed)`.
-
-    Parameter: weight [num_embeddings, embedding_dim]. Raises TypeError or ValueError naming the option.
-
-    Bengio et al. 2003, "A neural probabilistic language model".
-    """
-
-    __slots__ = ()
-    _kind = "Embedding"
-
-    num_embeddings = _Option[int]("The number of tokens.")
-    embedding_dim = _Option[int]("Numbers of a token's vector.")
-    padding_idx = _Option[int | None]("The token whose vector gets no gradient.")
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *,
-        dtype: npt.DTypeLike = "float32",
-        seed: int | None = None,
-    ) -> None:
-        options: Any = _check.module(
-            self._kind,
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
-            padding_idx=padding_idx,
-            dtype=dtype,
-        )
-        rng = np.random.default_rng(_check.seed("seed", seed))
-        weight = rng.standard_normal((options.num_embeddings, options.embedding_dim)).astype(options.dtype)
-        if options.padding_idx is not None:
-            weight[options.padding_idx] = 0
-        self._make(options, {"weight": _check.frozen(weight)})
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64: of the weight and of the output."""
-        return self._held["weight"].dtype
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """x: tokens, integers of any shape. Returns [.., embedding_dim], a fresh array.
-
-        Raises TypeError or ValueError naming the argument, also for a token out of range.
-        """
-        return super().__call__(x)
-
-    def _input(self, x: Any) -> Array:
-        return _check.tokens("x", x, self._options.num_embeddings)
-
-    def _apply(self, x: Array) -> Array:
-        return self._held["weight"].take(x, axis=0)
-
-    def _keep(self, x: Array, seed: int | None, batch_first: bool = False) -> tuple[Array, Any]:
-        return self._apply(x), x
-
-    def _backward(self, kept: Array, dy: Array) -> tuple[None, dict[str, Array]]:
-        """dW[x] += dy, token after token in the order of x."""
-        count, size = self._options.num_embeddings, self._options.embedding_dim
-        d_weight = np.zeros(count * size, dy.dtype)
-        tokens, dy, columns = kept.ravel(), dy.reshape(-1, size), np.arange(size)
-        for k in range(0, len(tokens), 4096):  # which bounds the memory of the indices
-            places = tokens[k : k + 4096, None] * size + columns  # add.at is slow along rows
-            np.add.at(d_weight, places.ravel(), dy[k : k + 4096].ravel())
-        d_weight = d_weight.reshape(count, size)
-        if self._options.padding_idx is not None:
-            d_weight[self._options.padding_idx] = 0
-        return None, {"weight": d_weight}
-
-
-class Linear(_Leaf):
-    """y = x Wᵀ + b.
-
-    in_features, out_features: I and O.
-    bias: with or without b.
-    dtype: "float32" or "float64".
-    seed: of the initial parameters, uniform in ±1/sqrt(I) from `numpy.random.default_rng(seed)`.
-
-    Parameters: weight [O, I], bias [O]. Raises TypeError or ValueError naming the option. An output is summed
-    from the bias on, its products in the order of x's features: a row has the same bits alone and in any
-    batch.
-    """
-
-    __slots__ = ("_core",)
-    _kind = "Linear"
-    _core: LinearCore
-
-    in_features = _Option[int]("Features of x, I.")
-    out_features = _Option[int]("Features of y, O.")
-    bias = _Option[bool]("Whether there is a bias.")
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        dtype: npt.DTypeLike = "float32",
-        seed: int | None = None,
-    ) -> None:
-        options: Any = _check.module(
-            self._kind, in_features=in_features, out_features=out_features, bias=bias, dtype=dtype
-        )
-        rng = np.random.default_rng(_check.seed("seed", seed))
-        bound = 1 / math.sqrt(options.in_features)
-        drawn = {name: rng.uniform(-bound, bound, shape) for name, shape in options.shapes().items()}
-        self._make(options, {name: _check.frozen(v.astype(options.dtype)) for name, v in drawn.items()})
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64: of the parameters, of all arithmetic, of the output."""
-        return self._held["weight"].dtype
-
-    def _set_parameters(self, parameters: dict[str, Array]) -> None:
-        self._core = LinearCore(parameters["weight"], parameters.get("bias"))
-        self._held = parameters
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """x: [.., I], an array-like of any real dtype and stride. Returns [.., O], a fresh array.
-
-        Any number of threads may call at once. Raises TypeError or ValueError naming the argument.
-        """
-        return super().__call__(x)
-
-    def _input(self, x: Any) -> Array:
-        return _check.features("x", x, self._options.in_features, self.dtype)
-
-    def _apply(self, x: Array) -> Array:
-        return self._core.forward(x)
-
-    def _keep(self, x: Array, seed: int | None, batch_first: bool = False) -> tuple[Array, Any]:
-        core = self._core
-        return core.forward(x), (core, x)
-
-    def _backward(self, kept: tuple[LinearCore, Array], dy: Array) -> tuple[Array, dict[str, Array]]:
-        core, x = kept
-        d_weight, d_bias = core.backward_weights(x, dy)
-        gradients = {"weight": d_weight, "bias": d_bias}
-        return core.backward_input(dy), {name: gradients[name] for name in self._held}
-
-
-class Dropout(_Leaf):
-    """Zeros with probability p and all else times 1 / (1 - p), but only where a seed says so.
-
-    p: the probability, 0..1.
-
-    A call changes nothing, nor does `record` without `dropout_seed`. With it, x / (1 - p) stays where m =
-    `rng.random(x.shape) >= p`, rng = `numpy.random.Generator(numpy.random.Philox(dropout_seed))`. float32
-    and narrower floats become float32, all else float64.
-
-    Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
-    """
-
-    __slots__ = ()
-    _kind = "Dropout"
-
-    p = _Option[float]("The probability of a zero.")
-
-    def __init__(self, p: float = 0.5) -> None:
-        self._make(_check.module(self._kind, p=p), {})
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """x, as a copy: dropout is for training."""
-        return self._apply(self._input(x)).copy()
-
-    def _input(self, x: Any) -> Array:
-        return _check.floats("x", x)
-
-    def _apply(self, x: Array) -> Array:
-        return x
-
-    def _keep(self, x: Array, seed: int | None, batch_first: bool = False) -> tuple[Array, Any]:
-        """With batch_first, x [B, T, n] is drawn for in the order of time, as the layers do."""
-        p = self._options.p
-        if seed is None or not p:
-            return x, None
-        rng = np.random.Generator(np.random.Philox(seed))
-        if batch_first and x.ndim == 3:
-            keep = rng.random((x.shape[1], x.shape[0], x.shape[2])).swapaxes(0, 1) >= p
-        else:
-            keep = rng.random(x.shape) >= p
-        return self._dropped(x, keep), keep
-
-    def _backward(self, kept: Array | None, dy: Array) -> tuple[Array, dict[str, Array]]:
-        return dy.copy() if kept is None else self._dropped(dy, kept), {}
-
-    def _dropped(self, x: Array, keep: Array) -> Array:
-        p = self._options.p
-        scale, zero = x.dtype.type(1 / (1 - p) if p < 1 else 1), x.dtype.type(0)
-        with np.errstate(over="ignore"):
-            y: Array = np.where(keep, x * scale, zero)
-        return y
 
 
 # --- Sequential ---------------------------------------------------------------------------------------------
@@ -377,9 +41,10 @@ class Dropout(_Leaf):
 class Sequential(_Module):
     """Modules one after the other: a model, such as Sequential(Embedding, LSTM, Dropout, Linear).
 
-    modules: recurrent layers (LSTM, GRU, RNN, GatedRNN), Linear and Dropout, and Embedding as the first only.
-        Each must read as many features as the one before gives, all have one dtype, all recurrent layers one
-        batch_first, and no module may come twice. They stay the caller's: `model[i]` is what was given.
+    modules: recurrent layers (LSTM, GRU, RNN, GatedRNN), Linear, Dropout, Activation and LayerNorm; Embedding
+        as the first only; LastStep after a recurrent layer, none following. Each must read as many features
+        as the one before gives, all have one dtype, all recurrent layers one batch_first, and no module may
+        come twice. They stay the caller's: `model[i]` is what was given.
 
     Parameters are named as torch.nn.Sequential names them: `0.weight`, `1.weight_ih_l0`. The state of the
     whole is a tuple with one entry per recurrent layer, in order, each as that layer has it: h, or (h, c) of
@@ -392,7 +57,7 @@ class Sequential(_Module):
     _options: _check.SequentialOptions
 
     def __init__(self, *modules: Part) -> None:
-        self._options = _check.modules("modules", modules, (_Layer, Embedding, Linear, Dropout))
+        self._options = _check.modules("modules", modules, (_Layer, _Leaf))
         self._modules = modules
 
     def __len__(self) -> int:
@@ -492,11 +157,19 @@ class Sequential(_Module):
                 layer: Any = part
                 y, now = _noted(i, part, layer, y, next(states), lengths=lengths)
                 final.append(now)
+            elif isinstance(part, LastStep):
+                y, valid = self._last(final[-1], i), None
             elif valid is None or isinstance(part, Dropout):
                 y = part._apply(y)
             else:
                 y = _spread(part._apply(y[valid]), valid)
         return y, tuple(final)
+
+    def _last(self, state: Any, i: int) -> Array:
+        """LastStep's output [B, D*P] ([D*P]): of the state of the recurrent layer before module i."""
+        layer: Any = self._options.modules[i - 1]
+        h: Array = state if len(layer.state_sizes) == 1 else state[0]
+        return np.concatenate(h[-len(layer.suffixes) :], axis=-1)
 
     def _input(self, x: Any, lengths: Any) -> tuple[Array, Any, Array | None]:
         """x and lengths, checked, and which steps are valid: None if all are, else [T, B] ([B, T])."""
@@ -607,7 +280,7 @@ class SequentialTape:
         states = iter(_check.state_tuple("state", state, len(options.recurrent)))
         if not isinstance(sequential[0], _Layer):
             y = y.copy()  # it is the caller's, who may change it
-        final, self._tapes = [], list[Any]()
+        final, self._tapes, self._valid = [], list[Any](), valid
         for i, part in enumerate(sequential):
             own = None if seed is None else _module_seed(seed, i)
             if isinstance(part, _Layer):
@@ -624,6 +297,9 @@ class SequentialTape:
                 )
                 final.append(tape.state)
                 y = tape.output
+            elif isinstance(part, LastStep):
+                tape = _LastStepTape(y.shape, final[-1])
+                y, valid = sequential._last(final[-1], i), None
             elif valid is None or isinstance(part, Dropout):
                 tape = ModuleTape(part, y, own, options.batch_first)
                 y = tape.output
@@ -633,7 +309,7 @@ class SequentialTape:
             self._tapes.append(tape)
         self.output: Array = y
         self.state: tuple[Any, ...] = tuple(final)
-        self._sequential, self._valid = sequential, valid
+        self._sequential = sequential
 
     def backward(self, d_output: npt.ArrayLike, d_state: Any = None) -> Gradients:
         """The gradients of a loss from its derivatives by `output` and by `state` (in its form; None: 0).
@@ -645,6 +321,8 @@ class SequentialTape:
         """
         valid, parts = self._valid, self._sequential._modules
         dy: Any = _check.shaped("d_output", d_output, self.output.shape, self.output.dtype)
+        if self._sequential._options.has_last_step:
+            valid = None  # until it is passed, there is no axis of time
         d_states = list(_check.state_tuple("d_state", d_state, len(self.state)))
         states: list[Any] = []
         parameters: list[dict[str, Array]] = []
@@ -653,6 +331,10 @@ class SequentialTape:
                 found = _noted(i, part, tape.backward, dy, d_states.pop())
                 states.append(found.state)
                 dy = found.input
+            elif isinstance(tape, _LastStepTape):
+                dy, d_states[-1] = tape.backward(dy, d_states[-1])
+                valid = self._valid
+                continue
             elif valid is None or isinstance(part, Dropout):
                 found = tape.backward(dy)
                 dy = found.input
@@ -662,6 +344,29 @@ class SequentialTape:
             parameters.append({f"{i}.{name}": v for name, v in found.parameters.items()})
         names = {name: v for own in reversed(parameters) for name, v in own.items()}
         return Gradients(dy, tuple(reversed(states)), names)
+
+
+class _LastStepTape:
+    """What LastStep adds to the derivative by the state that it read."""
+
+    def __init__(self, shape: tuple[int, ...], state: Any) -> None:
+        self._shape, self._state = shape, state  # of the output that it left out, of the layer before
+
+    def backward(self, dy: Array, d_state: Any) -> tuple[Array, Any]:
+        """The derivatives by that layer's output, which are zeros, and by its final state, with d_state."""
+        both = isinstance(self._state, tuple)
+        now = self._state if both else (self._state,)
+        shapes = [v.shape for v in now]
+        if d_state is None:
+            d_h, *rest = [np.zeros_like(v) for v in now]
+        else:
+            d_h, *rest = _check.states("d_state", d_state, shapes, dy.dtype)
+            d_h = d_h.copy()
+        width = shapes[0][-1]
+        directions = dy.shape[-1] // width
+        for k in range(directions):
+            d_h[len(d_h) - directions + k] += dy[..., k * width : (k + 1) * width]
+        return np.zeros(self._shape, dy.dtype), (d_h, *rest) if both else d_h
 
 
 def _noted(i: int, part: _Layer, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -720,13 +425,14 @@ class _Alone:
 def _step_parts(
     parts: Iterable[Part], options: _check.SequentialOptions, recurrent: Iterable[Any], rows: int
 ) -> list[tuple[Any, Any, Array]]:
-    """What a step runs, module by module, without Dropout: the module, what holds the states of a recurrent
-    one (else None), and an array [rows, n] that all but the last write to."""
+    """What a step runs, module by module, without what changes nothing in one: the module, what holds the
+    states of a recurrent one (else None), and an array [rows, n] that all but the last write to."""
     rest, dtype = iter(recurrent), np.dtype(options.dtype)
+    widths = _check.widths_after(options)
     return [
-        (part, next(rest) if isinstance(part, _Layer) else None, np.empty((rows, _check.width(o)), dtype))
-        for part, o in zip(parts, options.modules, strict=True)
-        if not isinstance(part, Dropout)
+        (part, next(rest) if isinstance(part, _Layer) else None, np.empty((rows, width), dtype))
+        for part, width in zip(parts, widths, strict=True)
+        if not isinstance(part, (Dropout, LastStep))
     ]
 
 
@@ -748,10 +454,8 @@ def _step_through(
         into = result if k == len(parts) else own[: len(result)]
         if holder is not None:
             step(holder, y, into)
-        elif isinstance(part, Linear):
-            part._core.forward(y, into)
-        else:  # checked before; any other mode makes a copy
-            part._parameters["weight"].take(y, axis=0, out=into, mode="clip")
+        else:
+            part._write(y, into)
         y = into
     return result
 
@@ -896,16 +600,6 @@ def _tokens(stream: SequentialStream, last: Array, n: int, choose: _Choice, many
 
 # --- files and pickles --------------------------------------------------------------------------------------
 
-_LEAVES: dict[str, type[_Leaf]] = {cls._kind: cls for cls in (Embedding, Linear, Dropout)}
-
-
-def _restore(cls: type[_Leaf], kind: str, options: dict[str, Any], parameters: dict[str, Array]) -> Any:
-    module: _Leaf = cls.__new__(cls)
-    checked = _check.module(kind, **options)
-    module._make(checked, _check.parameters(parameters, checked)[0])
-    return module
-
-
 def _restore_sequential(cls: type[Sequential], *modules: Part) -> Sequential:
     sequential = cls.__new__(cls)
     Sequential.__init__(sequential, *modules)
@@ -921,7 +615,7 @@ def _built(options: _check.AnyOptions, parameters: dict[str, Array]) -> Any:
         classes: dict[str, type[Any]] = {cls._cell: cls for cls in (LSTM, GRU, RNN, GatedRNN)}
         return layers._restore(classes[options.cell], options.cell, options.given(), parameters)
     kind = next(name for name, cls in _check.MODULES.items() if isinstance(options, cls))
-    return _restore(_LEAVES[kind], kind, options._asdict(), parameters)
+    return leaves.restore(leaves.LEAVES[kind], kind, options._asdict(), parameters)
 
 
 def load(

@@ -341,11 +341,14 @@ def test_a_model_of_ones_own(
     assert capsys.readouterr().out == (tmp_path / "model.md").read_text()
 
 
+@pytest.mark.parametrize("last", [[], [fastlstm.LastStep()]], ids=["steps", "last"])
 @pytest.mark.parametrize("embeds", [False, True])
-def test_a_sequential_of_ones_own(embeds: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sequential_of_ones_own(
+    embeds: bool, last: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = [fastlstm.Embedding(9, 5, seed=1)] if embeds else [fastlstm.Dropout(0.5)]
     whole = fastlstm.Sequential(
-        *first, fastlstm.LSTM(5, 6, batch_first=True, seed=1), fastlstm.Linear(6, 2, seed=1)
+        *first, fastlstm.LSTM(5, 6, batch_first=True, seed=1), *last, fastlstm.Linear(6, 2, seed=1)
     )
     whole.save(path := tmp_path / "m.safetensors")
     settings = measure.Settings(1, 0.02, 0.0001, 2, 3)

@@ -26,7 +26,7 @@ from fastlstm import (
     Linear,
     Sequential,
     _core,
-    modules,
+    leaves,
     reference,
 )
 
@@ -517,7 +517,7 @@ def test_all_parameters_change_or_none(monkeypatch):
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(modules, "LinearCore", fail)
+    monkeypatch.setattr(leaves, "LinearCore", fail)
     with pytest.raises(MemoryError):
         net.load_state_dict(new)
     monkeypatch.undo()
@@ -961,7 +961,7 @@ def test_generate_refuses_models():
         (lambda: Sequential([Linear(1, 1)]), TypeError, r"modules\[0\] must be .*, got list"),
         (lambda: Sequential(Sequential(Linear(1, 1))), TypeError, r"modules\[0\] must be .*got Sequential"),
         (lambda: Sequential(reference.LSTM(1, 1)), TypeError, r"modules\[0\] must be"),
-        (lambda: Sequential(Dropout()), ValueError, "Dropout alone"),
+        (lambda: Sequential(Dropout()), ValueError, "must not be Dropout, Activation or LastStep alone"),
         (lambda: Sequential(Linear(1, 2), Linear(1, 2)), ValueError, r"modules\[1\].*modules\[0\].*: 2 feat"),
         (lambda: Sequential(RNN(1, 2), Dropout(), GRU(3, 1)), ValueError, r"modules\[2\], GRU.*s\[0\], RNN"),
         (lambda: Sequential(LSTM(1, 2, bidirectional=True), Linear(2, 1)), ValueError, "4 features"),

@@ -15,11 +15,14 @@ PACKAGE = {
     "LSTM",
     "RNN",
     "SGD",
+    "Activation",
     "Adam",
     "AdamW",
     "Dropout",
     "Embedding",
     "GatedRNN",
+    "LastStep",
+    "LayerNorm",
     "Linear",
     "Sequential",
     "SequentialStream",
@@ -41,10 +44,11 @@ PACKAGE = {
     "softmax",
     "warmup_schedule",
 }
+LAZY = {"from_keras", "from_onnx", "from_torch", "keras", "onnx", "to_onnx", "torch"}  # optional packages
 LAYER = {
     "batch_first", "bias", "bidirectional", "clip", "dropout", "dtype", "hidden_size", "input_size",
     "num_layers", "record", "reverse", "activations", "load_state_dict", "save", "state_dict", "stream",
-    "activation_bits", "quantize", "weight_dtype",
+    "activation_bits", "quantize", "to_torch", "weight_dtype",
 }  # fmt: skip
 OWN = {
     "LSTM": {"coupled_gates", "forget_gate", "peepholes", "proj_size"},
@@ -52,14 +56,18 @@ OWN = {
     "RNN": {"nonlinearity"},
     "GatedRNN": set(),
 }
-MODULE = {"load_state_dict", "record", "save", "state_dict"}
+MODULE = {"load_state_dict", "record", "save", "state_dict", "to_torch"}
 MODULES = {
     "Embedding": {"dtype", "embedding_dim", "num_embeddings", "padding_idx"},
     "Linear": {"bias", "dtype", "in_features", "out_features"},
     "Dropout": {"p"},
+    "Activation": {"activation"},
+    "LayerNorm": {"bias", "dtype", "elementwise_affine", "eps", "normalized_shape"},
+    "LastStep": set(),
     "Sequential": {"dtype", "generate", "quantize", "stream"},
 }
 C_FUNCTIONS = {
+    "fl_activate", "fl_activate_backward",
     "fl_backward", "fl_config_init", "fl_cpu_features", "fl_create", "fl_estimate_us", "fl_forward",
     "fl_free", "fl_get_num_threads", "fl_integer_isa", "fl_integer_isa_at", "fl_isa",
     "fl_isa_at", "fl_to_bfloat16", "fl_to_int8", "fl_last_error", "fl_linear_backward_input",
@@ -85,7 +93,7 @@ def public(obj):
 
 def test_package():
     assert set(fastlstm.__all__) == PACKAGE
-    assert public(fastlstm) == PACKAGE
+    assert public(fastlstm) == PACKAGE | LAZY
     assert all(hasattr(fastlstm, name) for name in PACKAGE)
     star = {}
     exec("from fastlstm import *", star)

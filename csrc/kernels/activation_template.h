@@ -94,3 +94,30 @@ FL_INLINE vec vactivate_slope(const fl_cell_options *s, const bool general, cons
     if (clip) *slope = vselect(vlt(vset((real)s->clip), vsigned(x, vset(0))), vset(0), *slope); /* beyond, not at it */
     return y;
 }
+
+/* --- over arrays, for the layer of a model that is nothing but an activation --- */
+
+/* y = f(x); the last n % LANES elements as part of a register. Test: test_activate of tests/c/kernels.c. */
+void FL_NAME(fl_activate)(const fl_activation *f, const void *x, void *y, int64_t n) {
+    const real *from = (const real *)x;
+    real *to = (real *)y;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(to + i, vactivate(f, vload(from + i)));
+    if (i < n) vstore_part(to + i, n - i, vactivate(f, vload_part(from + i, n - i)));
+}
+
+#define activate_back FL_NAME(activate_back)
+
+/* dx = dy f'(x) of y = f(x), fl_activate's. */
+static inline vec activate_back(const fl_activation *f, vec x, vec dy) {
+    return vmul(dy, vslope(f, x, vactivate(f, x)));
+}
+
+/* Likewise. Test: test_activate of tests/c/kernels.c, tests/test_modules.py. */
+void FL_NAME(fl_activate_backward)(const fl_activation *f, const void *x, const void *dy, void *dx, int64_t n) {
+    const real *at = (const real *)x, *from = (const real *)dy;
+    real *to = (real *)dx;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(to + i, activate_back(f, vload(at + i), vload(from + i)));
+    if (i < n) vstore_part(to + i, n - i, activate_back(f, vload_part(at + i, n - i), vload_part(from + i, n - i)));
+}

@@ -40,6 +40,8 @@
 #define fl_sigmoid_f32 fl_sigmoid_f32_portable
 #define fl_tanh_f32 fl_tanh_f32_portable
 #define fl_sigmoid_tanh_f32 fl_sigmoid_tanh_f32_portable
+#define fl_activate_f32 fl_activate_f32_portable
+#define fl_activate_backward_f32 fl_activate_backward_f32_portable
 #define fl_roof_fma_f32 fl_roof_fma_f32_portable
 #define fl_roof_chain_f32 fl_roof_chain_f32_portable
 #define fl_roof_read_f32 fl_roof_read_f32_portable
@@ -74,6 +76,8 @@
 #define fl_sigmoid_f64 fl_sigmoid_f64_portable
 #define fl_tanh_f64 fl_tanh_f64_portable
 #define fl_sigmoid_tanh_f64 fl_sigmoid_tanh_f64_portable
+#define fl_activate_f64 fl_activate_f64_portable
+#define fl_activate_backward_f64 fl_activate_backward_f64_portable
 #define fl_roof_fma_f64 fl_roof_fma_f64_portable
 #define fl_roof_chain_f64 fl_roof_chain_f64_portable
 #define fl_roof_read_f64 fl_roof_read_f64_portable

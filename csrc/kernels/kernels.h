@@ -144,6 +144,10 @@ typedef void fl_sum_fn(const fl_sum_args *args);
 typedef void fl_add_fn(const fl_add_args *args);
 /* out[i] = f(a[i], b[i]) */
 typedef void fl_map_fn(const void *a, const void *b, void *out, int64_t n);
+/* y[i] = f(x[i]), y perhaps x */
+typedef void fl_activate_fn(const fl_activation *f, const void *x, void *y, int64_t n);
+/* dx[i] = dy[i] f'(x[i]), dx perhaps dy or x */
+typedef void fl_activate_backward_fn(const fl_activation *f, const void *x, const void *dy, void *dx, int64_t n);
 /* Some arithmetic or traffic to be timed; returns how many operations or bytes it was. */
 typedef int64_t fl_roof_fn(const void *data, int64_t n);
 

@@ -47,7 +47,8 @@ class _Sequential(_Layer):
             stream = self.layer.stream(p.row.batch)
         except ValueError as error:  # it reads from the end
             raise Cannot(str(error)) from None
-        return [Call(lambda: stream.step(p.x[0]), lambda y: (y[None],), "Stream.step", self.enter)]
+        steps = slice(None) if self.layer._options.has_last_step else None  # an axis of time, unless none
+        return [Call(lambda: stream.step(p.x[0]), lambda y: (y[steps],), "Stream.step", self.enter)]
 
 
 def run(
@@ -68,7 +69,7 @@ def run(
         fast: Any = _Sequential(settings.threads, module)
         others = []  # they have no such models at hand
         problems = [_whole(module, name, t, b) for name, (t, b) in shapes.items()]
-    elif isinstance(module, fastlstm.Embedding | fastlstm.Linear | fastlstm.Dropout):
+    elif not isinstance(module, fastlstm.LSTM | fastlstm.GRU | fastlstm.RNN | fastlstm.GatedRNN):
         print(f"fastlstm bench: --model: {path}: wanted a recurrent layer or a Sequential", file=sys.stderr)
         return 2
     else:

@@ -54,25 +54,6 @@ static bool agrees(double got, num want, int64_t size, double *worst) {
 
 /* --- derivatives of the activations --- */
 
-/* From the left where there are two; both of hard_sigmoid's kinks belong to its flat parts. */
-static long double slope_at(const fl_activation *f, long double x) {
-    const long double alpha = f->alpha, beta = f->beta, y = alpha * x + beta;
-    switch (f->kind) {
-    case FL_SIGMOID: return sigma(x) * sigma(-x);
-    case FL_TANH: return 1 - tanhl(x) * tanhl(x);
-    case FL_RELU: return x <= 0 ? 0 : 1;
-    case FL_AFFINE: return alpha;
-    case FL_LEAKY_RELU: return x <= 0 ? alpha : 1;
-    case FL_THRESHOLDED_RELU: return x <= alpha ? 0 : 1;
-    case FL_SCALED_TANH: return alpha * beta * (1 - tanhl(beta * x) * tanhl(beta * x));
-    case FL_HARD_SIGMOID: return y <= 0 || y >= 1 ? 0 : alpha;
-    case FL_ELU: return x <= 0 ? alpha * expl(x) : 1;
-    case FL_SOFTSIGN: return 1 / ((1 + fabsl(x)) * (1 + fabsl(x)));
-    case FL_SOFTPLUS: return sigma(x);
-    }
-    abort();
-}
-
 static bool near(num x, long double kink) { return x.e > 0 && fabsl(x.v - kink) <= x.e; }
 
 static bool at_a_kink(const fl_activation *f, num x) {

@@ -29,6 +29,25 @@ static inline long double activate(const fl_activation *f, long double x) {
     abort();
 }
 
+/* Their derivatives. From the left where there are two; both of hard_sigmoid's kinks belong to its flat parts. */
+static inline long double slope_at(const fl_activation *f, long double x) {
+    const long double alpha = f->alpha, beta = f->beta, y = alpha * x + beta;
+    switch (f->kind) {
+    case FL_SIGMOID: return sigma(x) * sigma(-x);
+    case FL_TANH: return 1 - tanhl(x) * tanhl(x);
+    case FL_RELU: return x <= 0 ? 0 : 1;
+    case FL_AFFINE: return alpha;
+    case FL_LEAKY_RELU: return x <= 0 ? alpha : 1;
+    case FL_THRESHOLDED_RELU: return x <= alpha ? 0 : 1;
+    case FL_SCALED_TANH: return alpha * beta * (1 - tanhl(beta * x) * tanhl(beta * x));
+    case FL_HARD_SIGMOID: return y <= 0 || y >= 1 ? 0 : alpha;
+    case FL_ELU: return x <= 0 ? alpha * expl(x) : 1;
+    case FL_SOFTSIGN: return 1 / ((1 + fabsl(x)) * (1 + fabsl(x)));
+    case FL_SOFTPLUS: return sigma(x);
+    }
+    abort();
+}
+
 static inline long double limit(const fl_cell_options *s, long double x) {
     return s->clip > 0 && !isnan(x) ? fminl(s->clip, fmaxl(-s->clip, x)) : x;
 }

@@ -492,6 +492,94 @@ static void test_map(const char *op, fl_dtype dtype, size_t offset) {
             }
 }
 
+/* --- activations over arrays --- */
+
+/* Numbers of all sizes, and what is neither. */
+static double odd_number(int stream, int64_t i) {
+    static const double odd[] = {0, -0.0, 1, -1, 0.25, 1e30, -1e30, INFINITY, -INFINITY, NAN};
+    return i % 3 == 2 ? odd[i / 3 % 10] : cell_number(stream, 0, i, 1, true);
+}
+
+static bool activated(double got, long double want, long double terms, double eps, int64_t size) {
+    if (isnan(want) || fabsl(want) > (size == 4 ? 1e38L : 1e308L)) return isnan(got) || fabsl(want) > 1e30L;
+    return fabsl(got - want) <= 6 * eps * (fabsl(want) + terms) + (size == 4 ? 1.2e-38L : 2.3e-308L);
+}
+
+/* f and dy f' of one kind, against long double, at both ends of guarded memory, with the bits of the first path. */
+static void activate_case(const fl_activation *f, fl_dtype dtype, const fl_kernels *k, int64_t n, int at_end,
+                          char *first, bool is_first) {
+    const int64_t size = k->element_bytes;
+    const double eps = size == 4 ? 0x1p-23 : 0x1p-52;
+    char *x = place(&z_guard, n * size, at_end), *dy = place(&h_guard, n * size, at_end);
+    char *y = place(&h_out_guard, n * size, at_end), *dx = place(&c_guard, n * size, at_end);
+    for (int64_t i = 0; i < n; i++) {
+        put(x, size, i, odd_number(1, i));
+        put(dy, size, i, cell_number(2, 0, i, 1, true));
+    }
+    check(fl_kernels_named(k->isa, dtype) == k, "the table of another path");
+    const fl_fp_mode mode = fl_fp_begin();
+    k->activate(f, x, y, n);
+    k->activate_backward(f, x, dy, dx, n);
+    fl_fp_end(mode);
+    bool right = true, slopes = true;
+    for (int64_t i = 0; i < n; i++) {
+        const double at = get(x, size, i), d = get(dy, size, i);
+        const long double alpha = f->alpha, beta = f->beta, bend = 1 + fabsl(alpha * beta) + fabsl(alpha);
+        const long double terms =
+            f->kind == FL_AFFINE || f->kind == FL_HARD_SIGMOID ? fabsl(alpha * at) + fabsl(beta) : 0;
+        right = right && activated(get(y, size, i), activate(f, at), isnan(terms) ? 0 : terms, eps, size);
+        /* Slopes are differences such as 1 - y y; what a kink makes of NaN is not said. */
+        if (isnan(at) || fabs(at) > 1e29) continue;
+        slopes = slopes && activated(get(dx, size, i), d * slope_at(f, at), fabsl(d) * bend, eps, size);
+    }
+    check(right, "activate_%s: kind %d, n %lld: wrong", k->isa, (int)f->kind, (long long)n);
+    check(slopes, "activate_backward_%s: kind %d, n %lld: wrong", k->isa, (int)f->kind, (long long)n);
+    if (is_first) {
+        memcpy(first, y, (size_t)(n * size));
+        memcpy(first + MOST_MAP * 8, dx, (size_t)(n * size));
+    } else if (exact_fma) {
+        check(first_difference(first, y, size, n) < 0, "activate_%s: kind %d: other bits", k->isa, (int)f->kind);
+        check(first_difference(first + MOST_MAP * 8, dx, size, n) < 0, "activate_backward_%s: kind %d: other bits",
+              k->isa, (int)f->kind);
+    }
+    check(margin_untouched(&z_guard) && margin_untouched(&h_guard) && margin_untouched(&h_out_guard) &&
+              margin_untouched(&c_guard),
+          "activate_%s: n %lld: wrote outside", k->isa, (long long)n);
+}
+
+static void test_activate(fl_dtype dtype) {
+    static char first[2 * MOST_MAP * 8];
+    static const double alpha[11] = {0, 0, 0, 0.75, 0.125, 0.25, 1.5, 0.25, 0.75, 0, 0};
+    static const double beta[11] = {0, 0, 0, 0.25, 0, 0, 0.5, 0.5, 0, 0, 0};
+    for (int kind = 0; kind < 11; kind++)
+        for (int64_t n = 0; n <= MOST_MAP; n += n < 20 ? 1 : 9)
+            for (int path = 0; path < path_count; path++)
+                for (int at_end = 0; at_end < 2; at_end++) {
+                    const fl_activation f = {kind, alpha[kind], beta[kind]};
+                    activate_case(&f, dtype, fl_kernels_named(paths[path], dtype), n, at_end, first,
+                                  path == 0 && !at_end);
+                }
+}
+
+/* What fl_activate and fl_activate_backward refuse; and that outputs may be inputs. */
+static void test_activate_calls(void) {
+    fl_activation f = {FL_ELU, 0.5, 0}, wrong = {11, 0, 0}, endless = {FL_AFFINE, INFINITY, 0};
+    float x[3] = {-1, 0.5f, 2}, y[3], dy[3] = {1, 2, 3};
+    check(fl_activate(FL_FLOAT32, &f, 3, x, y) == FL_OK && y[2] == 2 && y[0] < 0, "activate");
+    check(fl_activate_backward(FL_FLOAT32, &f, 3, x, dy, dy) == FL_OK && dy[2] == 3 && dy[0] < 0.5f,
+          "backwards in place");
+    check(fl_activate(FL_FLOAT32, &f, 3, x, x) == FL_OK && !memcmp(x, y, sizeof x), "in place");
+    check(fl_activate(FL_FLOAT32, &f, 0, NULL, NULL) == FL_OK, "nothing");
+    check(fl_activate((fl_dtype)2, &f, 3, x, y) == FL_BAD_ARGUMENT, "dtype");
+    check(fl_activate(FL_FLOAT32, NULL, 3, x, y) == FL_BAD_ARGUMENT, "no f");
+    check(fl_activate(FL_FLOAT32, &wrong, 3, x, y) == FL_BAD_ARGUMENT, "kind");
+    check(fl_activate(FL_FLOAT32, &endless, 3, x, y) == FL_BAD_ARGUMENT, "alpha");
+    check(fl_activate(FL_FLOAT32, &f, -1, x, y) == FL_BAD_ARGUMENT, "n -1");
+    check(fl_activate(FL_FLOAT32, &f, INT64_MAX, x, y) == FL_BAD_ARGUMENT, "n huge");
+    check(fl_activate(FL_FLOAT32, &f, 3, NULL, y) == FL_BAD_ARGUMENT, "no x");
+    check(fl_activate_backward(FL_FLOAT32, &f, 3, x, NULL, y) == FL_BAD_ARGUMENT, "no dy");
+}
+
 /* --- roofs --- */
 
 static void test_roof(const fl_kernels *k, const fl_kernel_info *info) {
@@ -564,6 +652,10 @@ static bool test_one(const fl_kernel_info *info, fl_dtype dtype) {
         test_map(info->op, dtype, info->offset);
         return true;
     }
+    if (strncmp(info->op, "activate", 8) == 0) {
+        test_activate(dtype); /* forward and backward */
+        return true;
+    }
     for (int i = 0; i < CELL_TESTS; i++)
         if (strcmp(info->op, cell_tests[i].op) == 0) {
             test_cell(&cell_tests[i], dtype, info->offset);
@@ -588,6 +680,7 @@ int main(void) {
     find_paths();
     test_tables();
     test_narrow();
+    test_activate_calls();
     test_list(false, test_one);
     return check_report();
 }

@@ -318,6 +318,19 @@ static void run_linear(fl_dtype dtype, int64_t inputs, int64_t outputs) {
     for (int a = 0; a < 4; a++) free(arrays[a]);
 }
 
+static void run_activation(fl_dtype dtype, int kind, int64_t n) {
+    const fl_activation f = {kind, 0.75, 0.25};
+    void *x = array_of(n, 1, 4), *dy = array_of(n, 2, 2), *y = array_of(n, 3, 1);
+    printf("activation f%d kind=%d n=%d:", element == 4 ? 32 : 64, kind, (int)n);
+    ok(fl_activate(dtype, &f, n, x, y));
+    print_bits("y", y, n);
+    ok(fl_activate_backward(dtype, &f, n, x, dy, dy));
+    print_bits("dx", dy, n);
+    printf("\n");
+    void *arrays[] = {x, dy, y};
+    for (int a = 0; a < 3; a++) free(arrays[a]);
+}
+
 int main(void) {
     const char *isa = fl_isa();
     if (!isa) ok(FL_UNSUPPORTED);
@@ -326,6 +339,7 @@ int main(void) {
     for (int dtype = 0; dtype < 2; dtype++) {
         element = dtype == FL_FLOAT32 ? 4 : 8;
         for (int size = 0; size < 4; size++) run_linear((fl_dtype)dtype, inputs[size], 3 * hidden[size]);
+        for (int kind = 0; kind < 11; kind++) run_activation((fl_dtype)dtype, kind, 997);
         for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
             for (int size = 0; size < 4; size++)
                 for (int kind = 0; kind < SPECIALS; kind++) {
