@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import _check
 from . import _engine, _read
+from ._export import to_onnx
 from ._graph import Graph, Port
 from ._model import OnnxModel, OnnxStream
 from ._plan import Placement
@@ -26,7 +27,3 @@ def from_onnx(
         return OnnxModel(graph, _engine.choose(engine), threads)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def to_onnx(model: Any, path: Any) -> None:
-    raise NotImplementedError
