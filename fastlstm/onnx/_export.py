@@ -239,7 +239,10 @@ class _Export:
             raise ValueError(f"opset must be {WITH_LAYER_NORM} or later for LayerNorm, got {self.w.opset}")
         held = {"weight": np.ones(part.normalized_shape, self.dtype)} | held  # which the operator must have
         inputs = [self.w.constant(v, f"{prefix}{name}") for name, v in held.items()]
-        self.value = self.w.node("LayerNormalization", self.value, *inputs, axis=-1, epsilon=part.eps)
+        keys: dict[str, Any] = (
+            {} if part.eps == 1e-5 else {"epsilon": self._attribute(part.eps)}
+        )  # the default of both
+        self.value = self.w.node("LayerNormalization", self.value, *inputs, **keys)
 
     def _laststep(self, prefix: str, part: Any, held: dict[str, Array]) -> None:
         self.value = self._side_by_side(*self.last)

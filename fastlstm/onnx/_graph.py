@@ -66,11 +66,11 @@ def _port(value: Proto) -> Port:
 class Graph:
     """A model's main graph with what follows from it: constants, types, what is needed by whom."""
 
-    def __init__(self, proto: Proto, where: str) -> None:
+    def __init__(self, proto: Proto) -> None:
         onnx = _read.require()
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        self.proto, self.where, self.opset = proto, where, _read.opset(proto)
+        self.proto, self.opset = proto, _read.opset(proto)
         graph = proto.graph
         given = {value.name for value in graph.input}
         self.tensors = {t.name: t for t in graph.initializer}
@@ -80,6 +80,13 @@ class Graph:
         self.outputs = {v.name: _port(v) for v in graph.output}
         self.nodes = self._needed()
         self.types = self._inferred()
+        self.literals = {
+            node.output[0]: a.t
+            for node in self.nodes
+            if node.op_type == "Constant"
+            for a in node.attribute
+            if a.name == "value"
+        }
         self.constants = self._constant()
 
     def _needed(self) -> list[Proto]:
@@ -98,14 +105,14 @@ class Graph:
             graph = onnx.shape_inference.infer_shapes(self.proto, data_prop=True).graph
         except Exception as error:  # InferenceError is none of Python's own
             raise ValueError(
-                f"{self.where}: its types contradict each other: {' '.join(str(error).split()):.500}"
+                f"its types contradict each other: {' '.join(str(error).split()):.500}"
             ) from error
         types = {name: tensor.data_type for name, tensor in self.tensors.items()}
         for value in [*graph.value_info, *graph.input, *graph.output]:
             tensor = value.type.tensor_type
             dims = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
             if int(np.prod([float(max(d, 0)) for d in dims])) > _read.MOST_ELEMENTS:
-                raise ValueError(f"{self.where}: {value.name!r} would have an absurd shape, {dims}")
+                raise ValueError(f"{value.name!r} would have an absurd shape, {dims}")
             if tensor.elem_type:
                 types[value.name] = tensor.elem_type
         return types
@@ -119,13 +126,13 @@ class Graph:
         return found
 
     def array(self, name: str) -> Array:
-        """Of an initializer."""
-        return _read.array(self.tensors[name])
+        """Of an initializer or a Constant."""
+        return _read.array(self.tensors[name] if name in self.tensors else self.literals[name])
 
     def folded(self, names: Iterable[str], engine: str) -> dict[str, Array]:
         """The values of constants, computed where they are no initializers."""
         wanted = list(dict.fromkeys(names))
-        found = {name: self.array(name) for name in wanted if name in self.tensors}
+        found = {name: self.array(name) for name in wanted if name in self.tensors or name in self.literals}
         rest = [name for name in wanted if name not in found]
         if rest:
             nodes = [node for node in self.nodes if set(node.output) & self.constants]

@@ -22,8 +22,8 @@ class OnnxModel:
     why. Any number of threads may call one model at once.
     """
 
-    def __init__(self, graph: Graph, engine: str, num_threads: int) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, engine: str, num_threads: int, reason: str) -> None:
+        self._graph, self._reason = graph, reason
         self._plan = Plan(graph, engine, num_threads)
         self._required = graph.inputs.keys() - graph.defaults
 
@@ -41,6 +41,11 @@ class OnnxModel:
     def report(self) -> list[Placement]:
         """For each node, in order: its name, operator, the engine that runs it and the reason."""
         return list(self._plan.report)
+
+    @property
+    def reason(self) -> str:
+        """Why this is no plain model."""
+        return self._reason
 
     def __repr__(self) -> str:
         own = sum(p.engine == "fastlstm" for p in self._plan.report)
