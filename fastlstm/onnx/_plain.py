@@ -31,6 +31,9 @@ ACTIVATIONS = {  # operators of one input that are Activations; ThresholdedRelu 
 MOVES = frozenset(
     {"Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Split", "Slice", "Gather", "Concat"}
 )
+SHAPES = frozenset(
+    {"Shape", "Gather", "Unsqueeze", "Concat", "Constant", "Cast"}
+)  # may serve a zero state alone
 OWN_NAME = re.compile(r"(\d+)\.l\d+")  # of nodes that `to_onnx` writes: the module's number first
 
 
@@ -85,7 +88,14 @@ class Plain(NamedTuple):
 
 def plain(graph: Graph) -> Plain:
     """The model, or NotPlain with a reason."""
-    return _Walk(graph).result()
+    walk = _Walk(graph)
+    try:
+        walk.nodes()
+        return walk.result()
+    except NotPlain as error:
+        if not walk.unknown:
+            raise
+        raise NotPlain(f"{error}; no part of such a model are {', '.join(walk.unknown[:5])}") from None
 
 
 class _Walk:
@@ -104,9 +114,15 @@ class _Walk:
         for name, port in graph.inputs.items():
             if name not in graph.defaults and port.shape is not None:
                 self.values[name] = Value("input", tuple(range(len(port.shape))), name=name)
-        for node in graph.nodes:
-            if not set(node.output) & graph.constants:
-                self._visit(node)
+        self.unknown: list[str] = []  # nodes that are not understood
+
+    def nodes(self) -> None:
+        for node in self.graph.nodes:
+            if set(node.output) & self.graph.constants:
+                continue
+            self._visit(node)
+            if not self.values.keys() & set(node.output) and node.op_type not in SHAPES:
+                self.unknown.append(f"{name_of(node)!r} ({node.op_type})")
 
     def _visit(self, node: Proto) -> None:
         """What a node does to what is known; outputs that nobody understands stay unknown."""

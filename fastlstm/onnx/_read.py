@@ -32,8 +32,11 @@ def require() -> Any:
     try:
         import onnx
         import onnx.checker
+        import onnx.defs
         import onnx.helper
+        import onnx.inliner
         import onnx.numpy_helper
+        import onnx.shape_inference
     except ImportError as error:
         raise ImportError("ONNX models need the onnx package: pip install 'fastlstm[onnx]'") from error
     return onnx
