@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
     L = keras.layers
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -583,7 +583,7 @@ def test_refused_models():
         (keras.Model(a, L.Dense(2, name="of state")(states[1])), "reads output 1 of 'states'"),
         (keras.Model(a, [split, L.Dense(2, name="more")(split)]), "other layers than its last"),
         (keras.Model(a, a + 1), "more than one input|not supported|something else"),
-        (keras.Model({"a": a}, split), "dictionaries"),
+        (keras.Model({"a": a}, split), "input_layers must be a list"),
     ):
         with pytest.raises(ValueError, match=why):
             fastlstm.from_keras(model)
@@ -655,3 +655,102 @@ def test_keras_is_not_imported():
 
     code = "import sys; sys.modules['keras'] = sys.modules['h5py'] = None; import fastlstm.keras"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# --- to_keras -----------------------------------------------------------------------------------------------
+
+MODELS = {
+    "stack": lambda dtype: [
+        fastlstm.Embedding(11, 4, dtype=dtype, seed=1),
+        fastlstm.LSTM(4, 5, num_layers=2, bidirectional=True, dropout=0.1, dtype=dtype, seed=2),
+        fastlstm.Dropout(0.2),
+        fastlstm.LayerNorm(10, dtype=dtype),
+        fastlstm.Linear(10, 3, dtype=dtype, seed=3),
+        fastlstm.Activation("softmax"),
+    ],
+    "last": lambda dtype: [
+        fastlstm.GRU(4, 5, reset_after=False, reverse=True, dtype=dtype, seed=4),
+        fastlstm.LastStep(),
+        fastlstm.Linear(5, 3, bias=False, dtype=dtype, seed=5),
+    ],
+    "gru": lambda dtype: [fastlstm.GRU(4, 5, bidirectional=True, dtype=dtype, seed=6)],
+    "rnn": lambda dtype: [
+        fastlstm.RNN(4, 5, activations=("leaky_relu", 0.3), bias=False, dtype=dtype, seed=7)
+    ],
+    "activations": lambda dtype: [
+        fastlstm.LSTM(
+            4, 5, activations=(("hard_sigmoid", 1 / 6), ("elu", 0.4), ("elu", 0.4)), dtype=dtype, seed=8
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_to_keras_and_back(name, dtype, tmp_path):
+    rng = np.random.default_rng(19)
+    parts = MODELS[name](dtype)
+    for part in parts:
+        part.load_state_dict({n: rng.normal(0, 0.5, v.shape) for n, v in part.state_dict().items()})
+    model = fastlstm.Sequential(*parts) if len(parts) > 1 else parts[0]
+    x = rng.integers(0, 11, (3, 7)) if name == "stack" else rng.normal(size=(3, 7, 4)).astype(dtype)
+    want, _ = model(x.swapaxes(0, 1))  # time first
+    want = want if want.ndim == 2 else want.swapaxes(0, 1)
+    path = tmp_path / "model.keras"
+    keras_model = fastlstm.keras.to_keras(model, path)
+    agree(numpy_of(keras_model(x)), want, 10)
+    agree(fastlstm.from_keras(path)(x), want, 10)
+    back = fastlstm.from_keras(path).to_sequential()
+    again, _ = back(x)
+    assert np.array_equal(again, fastlstm.from_keras(path)(x))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_to_keras_refuses_by_name():
+    for model, why in (
+        (fastlstm.GatedRNN(2, 3), "GatedRNN.*no such layer"),
+        (fastlstm.LSTM(2, 3, proj_size=2), "proj_size=2"),
+        (fastlstm.LSTM(2, 3, peepholes=True), "peepholes=True"),
+        (fastlstm.LSTM(2, 3, coupled_gates=True), "coupled_gates=True"),
+        (fastlstm.LSTM(2, 3, forget_gate=False), "forget_gate=False"),
+        (fastlstm.LSTM(2, 3, clip=1.0), "clip=1.0"),
+        (fastlstm.LSTM(2, 3, reverse=True), "reverse"),
+        (fastlstm.LSTM(2, 3).quantize("int8"), "int8"),
+        (fastlstm.LSTM(2, 3, activations=("sigmoid", "tanh", "relu")), "one activation"),
+        (fastlstm.RNN(2, 3, activations=("scaled_tanh", 2.0, 1.0)), "no activation.*scaled_tanh"),
+        (fastlstm.Embedding(3, 2, padding_idx=0), "padding_idx=0"),
+        (fastlstm.Activation("relu"), "module with weights"),
+        ("text", "no such layer"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=why):
+            fastlstm.keras.to_keras(model)
+    with pytest.raises(ValueError, match="path must end in"):
+        fastlstm.keras.to_keras(fastlstm.GRU(2, 3), "model.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_convert_and_inspect(suffix, tmp_path):
+    """What the command line asks for."""
+    rng = np.random.default_rng(20)
+    stack = [
+        L.Embedding(11, 4, mask_zero=True, name="e"),
+        L.Bidirectional(L.GRU(3), name="b"),
+        L.Dense(2, name="d"),
+    ]
+    keras_model = random_weights(keras.Sequential([L.Input((None,)), *stack]), rng)
+    path = str(tmp_path / f"model{suffix}")
+    keras_model.save(path)
+    found = fastlstm.keras.found(path, {})
+    assert f"Keras {keras.__version__}" in found.what and "'e' masks" in found.notes[0]
+    assert list(found.origins) == list(found.model.state_dict())
+    assert found.origins["1.weight_hh_l0_reverse"] == "b/backward_layer/cell/recurrent_kernel"
+    x = rng.integers(1, 11, (3, 7))
+    assert np.array_equal(found.model(x)[0], fastlstm.from_keras(path)(x))
+    with pytest.raises(ValueError, match="reset_after"):
+        fastlstm.keras.found(path, {"reset_after": True})
+    fastlstm.keras.written(found.model, str(tmp_path / f"again{suffix}"))
+    again = fastlstm.from_keras(tmp_path / f"again{suffix}")
+    agree(again(x), numpy_of(keras_model(x)), 3)
+    keras.Sequential([L.Input((None, 4)), L.BatchNormalization()]).save(path)
+    found = fastlstm.keras.found(path, {})
+    assert found.model is None and "fold it" in found.notes[0]

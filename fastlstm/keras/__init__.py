@@ -9,11 +9,14 @@ Files need h5py, objects of course Keras itself; nothing here imports Keras but 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
+
+from fastlstm._files import Found
 
 from ._model import KerasModel
 
-__all__ = ["KerasModel", "from_keras"]
+__all__ = ["KerasModel", "from_keras", "to_keras"]
 
 
 def from_keras(source: Any) -> KerasModel:
@@ -37,3 +40,31 @@ def from_keras(source: Any) -> KerasModel:
     if isinstance(source, (str, os.PathLike)):
         return _convert.from_file(source)[0]
     return _convert.from_object(source)
+
+
+def to_keras(model: Any, path: str | os.PathLike[str] | None = None) -> Any:
+    """A `keras.Sequential` that gives what a layer or Sequential of fastlstm's gives, with copies of its
+    weights; also written to a .keras or .h5 file, if a path is given.
+
+    Its input is [B, T, ..], whatever batch_first says, and it has no states. Keras has one bias where
+    fastlstm has two (but in a GRU with reset_after): their sum.
+
+    Raises ValueError naming what Keras has no layer for (a gated RNN, projections, peepholes, ..), TypeError
+    for what is no module of fastlstm's, OSError if the file cannot be written, ImportError without Keras and
+    a backend of its.
+    """
+    from . import _export
+
+    return _export.to_keras(model, path)
+
+
+def found(path: str, options: Mapping[str, Any]) -> Found:
+    """For `fastlstm convert` and `inspect`: what a .keras or .h5 file holds."""
+    from . import _convert
+
+    return _convert.found(path, options)
+
+
+def written(model: Any, path: str) -> None:
+    """For `fastlstm convert`: write a .keras or .h5 file."""
+    to_keras(model, path)

@@ -6,7 +6,6 @@ fastlstm has [gates·H, I], in the order i, f, g, o and r, z, n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,11 +108,15 @@ def _gates(one: Cell, array: Array) -> Array:
     return np.concatenate([r, z, h])
 
 
-def keras_weights(state: Mapping[str, Array], kind: str, suffix: str, reset_after: bool) -> list[Array]:
-    """The other way: kernel, recurrent kernel and bias as Keras packs them, of one layer and direction."""
-    one = Cell(kind, {}, {})  # for the order of the gates: swapping z and r is its own inverse
-    found = [_gates(one, state[f"weight_{name}{suffix}"]).T for name in ("ih", "hh")]
-    if f"bias_ih{suffix}" in state:
-        first, second = (_gates(one, state[f"bias_{name}{suffix}"]) for name in ("ih", "hh"))
-        found.append(np.stack([first, second]) if reset_after else first + second)
+def keras_weights(layer: Any, number: int, suffix: str) -> list[Array]:
+    """The other way: kernel, recurrent kernel and bias as Keras packs them, of one layer of fastlstm's stack
+    and one direction ("" or "_reverse")."""
+    kinds: dict[type[Any], str] = {fastlstm.LSTM: "LSTMCell", fastlstm.GRU: "GRUCell", fastlstm.RNN: ""}
+    one = Cell(kinds[type(layer)], {}, {})  # for its gates: the change of order is its own inverse
+    state, end = layer.state_dict(), f"_l{number}{suffix}"
+    found = [_gates(one, state[f"weight_{name}{end}"]).T for name in ("ih", "hh")]
+    if layer.bias:
+        given, added = (_gates(one, state[f"bias_{name}{end}"]) for name in ("ih", "hh"))
+        both = isinstance(layer, fastlstm.GRU) and layer.reset_after
+        found.append(np.stack([given, added]) if both else given + added)
     return found

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fastlstm._files import Found
 
 from . import _files
 from ._config import Config
@@ -39,6 +42,20 @@ def from_file(path: str | os.PathLike[str]) -> tuple[KerasModel, str]:
         weights: Weights = LegacyWeights(found.weights) if found.legacy else KerasFileWeights(found.weights)
         model = _model(Config(found.config), weights, found.keras_major)
         return model, f"{'HDF5' if found.legacy else '.keras'} file of Keras {found.keras_version}"
+
+
+def found(path: str, options: Mapping[str, Any]) -> Found:
+    """What a file holds, for `fastlstm convert` and `inspect`: a Sequential, or None and why it is none."""
+    if options:
+        raise ValueError(f"{', '.join(sorted(options))}: a file of Keras's says all itself")
+    model, what = from_file(path)
+    notes = [
+        f"layer {layer.name!r} masks steps: pass lengths instead" for layer in model.layers if layer.masks
+    ]
+    try:
+        return Found(what, model.to_sequential(True), model.origins(True), notes)
+    except ValueError as error:
+        return Found(what, None, {}, [str(error)])
 
 
 class Input(NamedTuple):

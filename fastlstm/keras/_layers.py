@@ -56,6 +56,11 @@ class Layer:
         """How many arrays it gives."""
         return 1
 
+    @property
+    def masks(self) -> bool:
+        """Whether it makes a mask."""
+        return False
+
     def refuse_many(self) -> ValueError:
         return ValueError(f"layer {self.name!r} ({self.kind}) gives {self.outputs} arrays, not one")
 
@@ -72,6 +77,10 @@ class Embedding(Layer):
         self.weights = weights.take(config, {"embeddings": (count, size)})
         self._module = fastlstm.Embedding(count, size, dtype=self.dtype, seed=0)
         self._module.load_state_dict({"weight": self.weights["embeddings"]})
+
+    @property
+    def masks(self) -> bool:
+        return self._masks
 
     def __call__(self, x: Array, mask: Mask) -> tuple[Array, Mask]:
         tokens = x if x.dtype.kind in "iu" else _whole(x)
@@ -95,6 +104,10 @@ class Masking(Layer):
         super().__init__(config, flow)
         self._value = config.number("mask_value", 0.0)
         config.finish()
+
+    @property
+    def masks(self) -> bool:
+        return True
 
     def __call__(self, x: Array, mask: Mask) -> tuple[Array, Mask]:
         valid = (x != x.dtype.type(self._value)).any(axis=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,9 +152,40 @@ class KerasModel:
             raise ValueError(f"{self!r} has no layer with weights that a Sequential could hold")
         return fastlstm.Sequential(*_copies(parts))
 
+    def origins(self, masks_as_lengths: bool = False) -> dict[str, str]:
+        """For each parameter of `to_sequential`, the weight of Keras's that it was made of."""
+        found: dict[str, str] = {}
+        number = 0
+        for layer in self._layers:
+            for part in layer.modules(masks_as_lengths):
+                for name in part.state_dict():
+                    found[f"{number}.{name}"] = f"{layer.name}/{_origin(name, layer.weights)}"
+                number += 1
+        return found
+
     def __repr__(self) -> str:
         inside = ", ".join(map(repr, self._layers))
         return f"KerasModel({self._kind} {self.name!r}: {inside})"
+
+
+_ROLES = {  # of fastlstm's parameters: what Keras calls such a weight
+    "weight_ih": ("kernel",),
+    "weight_hh": ("recurrent_kernel",),
+    "bias_ih": ("bias",),
+    "bias_hh": ("bias",),
+    "weight": ("kernel", "embeddings", "gamma"),
+    "bias": ("bias", "beta"),
+}
+
+
+def _origin(name: str, weights: Iterable[str]) -> str:
+    """The weight that a parameter such as weight_ih_l0_reverse was made of."""
+    role, _, rest = name.partition("_l0")
+    for weight in weights:
+        backward = weight.startswith("backward_layer/")
+        if weight.split("/")[-1] in _ROLES[role] and backward == (rest == "_reverse"):
+            return weight
+    return "none, it is constant"
 
 
 def _joined(values: Any) -> Any:

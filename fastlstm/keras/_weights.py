@@ -94,7 +94,7 @@ class KerasFileWeights:
     def items(self, name: str, layers: Sequence[Config]) -> list[Weights]:
         seen: Counter[str] = Counter()
         found: list[Weights] = []
-        if name == "layers" and not self._path and not self._root.has(name):
+        if name == "layers" and not self._root.has(name):
             name = "_layer_checkpoint_dependencies"  # as Keras 2.12 and 2.13 called it
         for config in layers:
             group = snake_case(config.kind)
