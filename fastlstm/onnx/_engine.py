@@ -44,7 +44,7 @@ def _onnxruntime(proto: Proto, num_threads: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: what matters is raised
+    options.log_severity_level = 4  # fatal ones only: whatever else matters is raised
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -49,6 +49,9 @@ def to_onnx(
     forget_gate=False) comes back through `from_onnx` with the same bits. The others run on any engine, but
     come back as its Scan.
 
+    ONNX keeps the parameters of activations as float32; of the defaults, which are not written, 0.2 and 0.01
+    are none, so that in float64 other engines may differ in the ninth digit.
+
     Raises TypeError or ValueError naming what ONNX cannot hold: int8 weights, whose inputs are rounded too;
     float64 parameters of activations, or a clip, that are no float32, as ONNX keeps them. OSError.
     """
@@ -476,21 +479,23 @@ class _Scan:
         if o.bias:
             for name in ("bias_ih", "bias_hh"):
                 gates = w.node("Add", gates, self._parameter(name, d.suffix))
-        count = self.e._counted(self.x)
-        backward = int(d.backward)
-        found: list[str] = w.node(
+        *final, y = w.node(
             "Scan",
             *starts,
-            gates,
-            count,
+            *(self._turned(v, d) for v in (gates, self.e._counted(self.x))),
             outputs=len(starts) + 1,
             name=f"{self.label}{d.suffix}",
             body=self._body(d.suffix, len(starts)),
             num_scan_inputs=2,
-            scan_input_directions=[backward, backward],
-            scan_output_directions=[backward],
         )
-        return found
+        return [*final, self._turned(y, d)]
+
+    def _turned(self, value: str, d: _Direction) -> str:
+        """From last to first, if the direction is so: onnx's evaluator knows no backward Scan."""
+        if not d.backward:
+            return value
+        ends = self.w.ints(-1), self.w.ints(np.iinfo(np.int64).min)
+        return str(self.w.node("Slice", value, *ends, self.w.ints(0), self.w.ints(-1)))
 
     def _body(self, suffix: str, count: int) -> Proto:
         """One step: states, products with x [B, G*H] and the step's number, to new states and the output."""

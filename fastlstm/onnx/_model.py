@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -61,18 +61,8 @@ class OnnxModel:
         Returns the outputs by name. Raises TypeError or ValueError naming the input, ValueError with the
         engine's words if it fails.
         """
-        return self._plan.run(self._checked({**(inputs or {}), **named}, ()))
-
-    def _checked(self, given: Mapping[str, Any], held: Iterable[str]) -> Named:
-        """The inputs converted; those of `held` names are a stream's, not the caller's."""
-        ports, held = self._graph.inputs, set(held)
-        if wrong := [name for name in given if name not in ports or name in held]:
-            raise ValueError(
-                f"inputs must be of {', '.join(ports.keys() - held)}, got {', '.join(map(str, wrong))!s:.500}"
-            )
-        if missing := self._required - given.keys() - held:
-            raise ValueError(f"inputs lack {', '.join(sorted(missing))}")
-        return {name: _value(name, value, ports[name]) for name, value in given.items()}
+        given = {**inputs, **named} if inputs else named
+        return self._plan.run(_checked(given, self._graph.inputs, self._required))
 
     def stream(
         self,
@@ -117,6 +107,8 @@ class OnnxStream:
             for name in self._names
         }
         self._state: Named = dict(self._initial)
+        self._ports = {name: port for name, port in ports.items() if name not in self._names}
+        self._required = model._required & self._ports.keys()
         self._lock = threading.Lock()
 
     def step(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
@@ -133,8 +125,8 @@ class OnnxStream:
             self._lock.release()
 
     def _step(self, given: Named) -> dict[str, Any]:
-        model, state = self._model, self._state
-        outputs = model._plan.run(model._checked(given, self._names) | state)
+        state = self._state
+        outputs = self._model._plan.run(_checked(given, self._ports, self._required) | state)
         new = {name: outputs.pop(source) for name, source in self._names.items()}
         for name, value in new.items():
             if value.shape != state[name].shape or value.dtype != state[name].dtype:
@@ -180,6 +172,16 @@ class OnnxStream:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a stream cannot be pickled: keep its state, for model.stream(names, state)")
+
+
+def _checked(given: Mapping[str, Any], ports: Mapping[str, Port], required: Set[str]) -> Named:
+    """Inputs of these names, converted."""
+    if not given.keys() <= ports.keys():
+        wrong = ", ".join(map(str, given.keys() - ports.keys()))
+        raise ValueError(f"inputs must be of {', '.join(ports)}, got {wrong:.500}")
+    if not required <= given.keys():
+        raise ValueError(f"inputs lack {', '.join(sorted(required - given.keys()))}")
+    return {name: _value(name, value, ports[name]) for name, value in given.items()}
 
 
 def _value(name: str, value: Any, port: Port) -> Any:

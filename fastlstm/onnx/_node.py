@@ -253,13 +253,13 @@ class Recurrent:
     Raises ValueError naming the input if shapes or dtypes do not fit. Any number of threads may call one.
     """
 
-    __slots__ = ("_recipe", "_layers", "_dtype", "_given")
+    __slots__ = ("_layers", "_given", "_narrow", "_batch_first", "_directions", "_size")
 
     def __init__(self, r: Recipe, weights: Weights) -> None:
-        self._recipe = r
         self._layers = make_layers(r, weights, r.batch_first)
-        self._dtype = self._layers[0].dtype
-        self._given = weights.W.dtype
+        self._given, self._narrow = weights.W.dtype, narrow(weights.W.dtype)
+        self._batch_first, self._directions = r.batch_first, r.directions
+        self._size: int = self._layers[0].hidden_size
 
     def __call__(
         self, x: Array, lengths: Array | None = None, h: Array | None = None, c: Array | None = None
@@ -270,48 +270,45 @@ class Recurrent:
             raise ValueError(f"X must be {self._given} as W is, got {x.dtype}")
         if x.ndim != 3:
             raise ValueError(f"X must have 3 axes, got shape {x.shape}")
-        first, second = x.shape[:2]
-        steps, batch = (second, first) if self._recipe.batch_first else (first, second)
+        steps, batch = x.shape[1::-1] if self._batch_first else x.shape[:2]
         if lengths is not None:
             lengths = _check.lengths("sequence_lens", lengths, steps, batch)
             if (lengths == steps).all():
                 lengths = None  # which is the faster call
-        states = [self._state(name, v, batch) for name, v in (("initial_h", h), ("initial_c", c))]
-        outputs = self._run(widened(x), lengths, *states)
-        if narrow(self._given):
-            return tuple(value.astype(self._given) for value in outputs)
-        return outputs
+        h = None if h is None else self._state("initial_h", h, batch)
+        c = None if c is None else self._state("initial_c", c, batch)
+        if not self._narrow:
+            return self._run(x, lengths, h, c)
+        outputs = self._run(widened(x), lengths, h, c)
+        return tuple(value.astype(self._given) for value in outputs)
 
-    def _state(self, name: str, value: Array | None, batch: int) -> Array | None:
+    def _state(self, name: str, value: Array, batch: int) -> Array:
         """An initial state as the layers take it, [D, B, H]."""
-        if value is None:
-            return None
         if value.dtype != self._given:
             raise ValueError(f"{name} must be {self._given} as W is, got {value.dtype}")
-        if self._recipe.batch_first and value.ndim == 3:
+        if self._batch_first and value.ndim == 3:
             value = value.transpose(1, 0, 2)
-        shape = (self._recipe.directions, batch, self._layers[0].hidden_size)
+        shape = (self._directions, batch, self._size)
         if value.shape != shape:
-            order = "[B, D, H]" if self._recipe.batch_first else "[D, B, H]"
+            order = "[B, D, H]" if self._batch_first else "[D, B, H]"
             raise ValueError(f"{name} must be {order} with D, B, H = {shape}")
-        return widened(value)
+        return widened(value) if self._narrow else value
 
     def _run(self, x: Array, lengths: Array | None, h: Array | None, c: Array | None) -> tuple[Array, ...]:
-        layers, batch_first = self._layers, self._recipe.batch_first
-        if len(layers) == 1:
-            outputs = _called(layers[0], x, lengths, h, c)
+        if len(self._layers) == 1:
+            outputs = _called(self._layers[0], x, lengths, h, c)
         else:
             halves = [
                 _called(layer, x, lengths, *(None if v is None else v[d : d + 1] for v in (h, c)))
-                for d, layer in enumerate(layers)
+                for d, layer in enumerate(self._layers)
             ]
             outputs = tuple(
                 np.concatenate(parts, axis=-1 if k == 0 else 0)
                 for k, parts in enumerate(zip(*halves, strict=True))
             )
         y, *states = outputs
-        y = y.reshape(*y.shape[:2], self._recipe.directions, layers[0].hidden_size)
-        if batch_first:
+        y = y.reshape(*y.shape[:2], self._directions, self._size)
+        if self._batch_first:
             return (y, *(v.transpose(1, 0, 2) for v in states))
         return (y.transpose(0, 2, 1, 3), *states)
 

@@ -144,18 +144,24 @@ def messages(proto: Proto, kind: str) -> Iterator[Proto]:
 
 
 def _check_tensors(proto: Proto, folder: str | None) -> None:
-    total = 0
+    outside = []
     for tensor in messages(proto, "TensorProto"):
         size = _size(tensor)
         if tensor.data_location == require().TensorProto.EXTERNAL or tensor.external_data:
-            total += size
-            if total > LARGEST:
-                raise ValueError(f"has external data of more than {LARGEST} bytes: too much for one model")
-            _load_external(tensor, folder, size)
+            outside.append((tensor, size))
         else:
             _check_data(tensor, size)
+    if sum(size for _, size in outside) > LARGEST:
+        raise ValueError(f"has external data of more than {LARGEST} bytes: too much for one model")
+    for tensor, size in outside:
+        _load_external(tensor, folder, size)
     for sparse in messages(proto, "SparseTensorProto"):
         _check_shape(f"sparse tensor {sparse.values.name!r}", sparse.dims)
+    types = set(require().TensorProto.DataType.values())
+    for kind in ("Tensor", "SparseTensor"):  # within a TypeProto
+        for tensor in messages(proto, kind):
+            if tensor.elem_type not in types:
+                raise ValueError(f"states the unknown data type {tensor.elem_type}")
     for shape in messages(proto, "TensorShapeProto"):
         stated = [d.dim_value for d in shape.dim if d.HasField("dim_value")]
         if any(d < 0 for d in stated) or math.prod(stated) > MOST_ELEMENTS:
