@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: the core with weights that follow PyTorch's, and the pass that autograd can go back.
+"""Tensors in, tensors out: the core with weights that follow PyTorch's, and a call that autograd can reverse.
 
-Notation as in `fastlstm.layers`. A *call* runs some layers of a stack, all of them unless dropout acts between.
+Notation as in `fastlstm.layers`. A *call* runs some layers of a stack: all, unless dropout acts between.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def options_of(mode: str, dtype: str, **sizes: Any) -> _check.Options:
 def array_of(tensor: Tensor) -> Array:
     """The tensor's own memory if its last axis is contiguous, else a copy."""
     tensor = tensor.detach().resolve_neg()
-    array: Array = (tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()).numpy()
+    array: Array = (
+        tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    ).numpy()
     if array.shape[-1] == 1 and array.strides[-1] != array.itemsize:
         array = np.ascontiguousarray(array)
     return array
@@ -124,8 +126,8 @@ def fits(options: _check.Options, weights: Tensors) -> bool:
 
 
 class Call(NamedTuple):
-    """Layers first..last - 1 of the stack over x: [T, B, n], [B, T, n] with batch_first, or, with batch_sizes,
-    the valid steps alone [N, n] as `PackedSequence` orders them."""
+    """Layers first..last - 1 of the stack over x: [T, B, n], [B, T, n] with batch_first, or, with
+    batch_sizes, the valid steps alone [N, n] as `PackedSequence` orders them."""
 
     packed: Packed
     first: int
@@ -240,7 +242,7 @@ def forward(call: Call, x: Tensor, states: Sequence[Tensor | None]) -> tuple[Ten
         recording = Recording(call, array_of(x), [_contiguous(s) for s in states])
         return tuple(map(torch.from_numpy, (recording.output, *recording.states)))
     steps, lengths = call.steps(array_of(x))
-    y = call.empty(*steps.shape[:2], core.directions * core.output_size)
+    y = call.empty(steps.shape[0], steps.shape[1], core.directions * core.output_size)
     rows = options.num_layers * core.directions
     h_n, *c_n = [np.empty((rows, steps.shape[1], n), core.dtype) for n in options.state_sizes]
     h, *c = [_contiguous(s) for s in states]
@@ -249,8 +251,8 @@ def forward(call: Call, x: Tensor, states: Sequence[Tensor | None]) -> tuple[Ten
 
 
 class Recorded(torch.autograd.Function):  # type: ignore[misc]
-    """A call with its derivative: backpropagation through time by the core. A derivative of that again is left to
-    PyTorch's own operations."""
+    """A call with its derivative: backpropagation through time by the core. A derivative of that again is
+    left to PyTorch's own operations."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *rest: Tensor | None) -> Any:

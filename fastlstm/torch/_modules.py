@@ -94,7 +94,9 @@ def _hindrance(tensors: Sequence[Tensor]) -> str | None:
         return f"tensors are on the device {device.type}"
     if dtype not in _engine.DTYPES:
         return f"tensors are {dtype}"
-    if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if _forward_ad._current_level >= 0 and any(
+        _forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         return "forward-mode differentiation is not fastlstm's"
     return None
 
@@ -103,9 +105,12 @@ class _Accelerated:
     """What the stacks and the cells share: weights that are packed once and followed."""
 
     _fastlstm: Packed | None = None  # of this module alone: neither copied nor pickled
-    _mode: ClassVar[str]
+    _is_cell: ClassVar[bool]
 
     training: bool
+    dropout: float
+    batch_first: bool
+    _parameters: dict[str, Any]
 
     def repack(self) -> None:
         """Take the weights anew at the next call.
@@ -126,6 +131,42 @@ class _Accelerated:
         if name in _OPTIONS:
             self.repack()
         super().__setattr__(name, value)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As PyTorch's forward of this module."""
+        packed = self._fastlstm
+        if _compiling() or packed is None or _grad_enabled() or not _plain():
+            return self._careful(input, hx)
+        found = self._quick(packed, input, hx)
+        if found is None:
+            return self._careful(input, hx)
+        y, h_n, c_n = found
+        if h_n is None:  # of a cell
+            return _tensor(y) if c_n is None else (_tensor(y), _tensor(c_n))
+        return _tensor(y), _tensor(h_n) if c_n is None else (_tensor(h_n), _tensor(c_n))
+
+    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
+        """The call without detours, for what needs none; else None."""
+        cell = self._is_cell
+        if type(input) is not Tensor or input.is_neg() or not cell and self.dropout and self.training:
+            return None
+        h: Any = None
+        c: Any = None
+        if hx is not None:
+            if not packed.core.has_c:
+                h = hx
+            elif type(hx) is tuple and len(hx) == 2:
+                h, c = hx
+                if type(c) is not Tensor or c.is_neg():
+                    return None
+            if type(h) is not Tensor or h.is_neg():
+                return None
+        try:
+            if packed.watch is None or not packed.watch.unchanged(self._parameters, False):
+                return None
+            return packed.core.forward_tensors(_export, input, h, c, not cell and self.batch_first, cell)
+        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
+            return None
 
     def _weights(self) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -234,50 +275,16 @@ def _apply(
 class _Stack(_Accelerated):
     """LSTM, GRU, RNN."""
 
+    _is_cell = False
+
     mode: str
     input_size: int
     hidden_size: int
     num_layers: int
     bias: bool
-    batch_first: bool
-    dropout: float
     bidirectional: bool
     proj_size: int
     _flat_weights_names: list[str]
-    _parameters: dict[str, Tensor]
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As PyTorch's: output and final state of the whole sequence, or of a `PackedSequence`."""
-        if _compiling():
-            return self._careful(input, hx)
-        packed = self._fastlstm
-        if packed is not None and packed.watch is not None and not _grad_enabled() and _plain():
-            found = self._quick(packed, input, hx)
-            if found is not None:
-                y, h_n, c_n = found
-                return _tensor(y), _tensor(h_n) if c_n is None else (_tensor(h_n), _tensor(c_n))
-        return self._careful(input, hx)
-
-    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
-        """The call without detours, for what needs none; else None."""
-        if type(input) is not Tensor or input.is_neg() or self.dropout and self.training:
-            return None
-        h = c = None
-        if hx is not None:
-            if not packed.core.has_c:
-                h = hx
-            elif type(hx) is tuple and len(hx) == 2:
-                h, c = hx
-                if type(c) is not Tensor or c.is_neg():
-                    return None
-            if type(h) is not Tensor or h.is_neg():
-                return None
-        try:
-            if not packed.watch.unchanged(self._parameters, False):  # type: ignore[union-attr]
-                return None
-            return packed.core.forward_tensors(_export, input, h, c, self.batch_first, False)
-        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
-            return None
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: getattr(self, name, None) for name in self._flat_weights_names}
@@ -315,7 +322,9 @@ class _Stack(_Accelerated):
         if found is None:
             return None
         y, *ends = found
-        return (y, self._joined(ends)) if batched else (y.squeeze(1), self._joined([e.squeeze(1) for e in ends]))
+        return (
+            (y, self._joined(ends)) if batched else (y.squeeze(1), self._joined([e.squeeze(1) for e in ends]))
+        )
 
     def _run_packed(self, input: Any, states: Sequence[Tensor | None], weights: dict[str, Tensor]) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -366,21 +375,19 @@ def _well_packed(data: Tensor, batch_sizes: Tensor) -> bool:
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         return False
     sizes = batch_sizes.numpy()
-    return bool(
-        len(sizes) and sizes[-1] > 0 and (np.diff(sizes) <= 0).all() and sizes.sum() == data.shape[0]
-    )
+    return bool(len(sizes) and sizes[-1] > 0 and (np.diff(sizes) <= 0).all() and sizes.sum() == data.shape[0])
 
 
 class LSTM(_Stack, nn.LSTM):  # type: ignore[misc]
-    """`torch.nn.LSTM`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.LSTM` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
 
 class GRU(_Stack, nn.GRU):  # type: ignore[misc]
-    """`torch.nn.GRU`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.GRU` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
 
 class RNN(_Stack, nn.RNN):  # type: ignore[misc]
-    """`torch.nn.RNN`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.RNN` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -389,43 +396,12 @@ class RNN(_Stack, nn.RNN):  # type: ignore[misc]
 class _Cell(_Accelerated):
     """LSTMCell, GRUCell, RNNCell: a stack of one layer over a sequence of one step."""
 
+    _is_cell = True
+    _mode: ClassVar[str]
+
     input_size: int
     hidden_size: int
     bias: bool
-    _parameters: dict[str, Tensor]
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As PyTorch's: the state after one step."""
-        if _compiling():
-            return self._careful(input, hx)
-        packed = self._fastlstm
-        if packed is not None and packed.watch is not None and not _grad_enabled() and _plain():
-            found = self._quick(packed, input, hx)
-            if found is not None:
-                y, _, c_n = found
-                return _tensor(y) if c_n is None else (_tensor(y), _tensor(c_n))
-        return self._careful(input, hx)
-
-    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
-        """The call without detours, for what needs none; else None."""
-        if type(input) is not Tensor or input.is_neg():
-            return None
-        h = c = None
-        if hx is not None:
-            if not packed.core.has_c:
-                h = hx
-            elif type(hx) is tuple and len(hx) == 2:
-                h, c = hx
-                if type(c) is not Tensor or c.is_neg():
-                    return None
-            if type(h) is not Tensor or h.is_neg():
-                return None
-        try:
-            if not packed.watch.unchanged(self._parameters, False):  # type: ignore[union-attr]
-                return None
-            return packed.core.forward_tensors(_export, input, h, c, False, True)
-        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
-            return None
 
     def _weights(self) -> dict[str, Tensor]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
@@ -472,22 +448,19 @@ class _Cell(_Accelerated):
 
 
 class LSTMCell(_Cell, nn.LSTMCell):  # type: ignore[misc]
-    """`torch.nn.LSTMCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.LSTMCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
     _mode = "LSTM"
 
 
 class GRUCell(_Cell, nn.GRUCell):  # type: ignore[misc]
-    """`torch.nn.GRUCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.GRUCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
     _mode = "GRU"
 
 
 class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc]
-    """`torch.nn.RNNCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.RNNCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
 
     _mode = "RNN"
     nonlinearity: str
