@@ -54,6 +54,11 @@ def _warn(reason: str) -> None:
         warnings.warn(f"fastlstm.torch: {reason}: PyTorch's own kernel runs instead", stacklevel=4)
 
 
+def _in_graph() -> bool:
+    """Whether operations are recorded or watched, so that the call must be an operator."""
+    return bool(_compiling() or _dispatch_modes())
+
+
 def _plain() -> bool:
     """Whether nothing watches or changes what operations do, so that the core may be called directly."""
     return not (
@@ -171,24 +176,17 @@ class _Accelerated:
     def _weights(self) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def _named(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The weights: parameters, or attributes that a parametrization computes."""
+        held = self._parameters
+        return {name: held[name] if name in held else getattr(self, name, None) for name in names}
+
     def _options(self, dtype: str) -> _check.Options:
         raise NotImplementedError
 
     def _own(self, input: Any, hx: Any) -> Any:
         """PyTorch's result or error."""
         return super().forward(input, hx)  # type: ignore[misc]
-
-    def _follow(self, weights: dict[str, Tensor], dtype: torch.dtype) -> Packed | None:
-        """The core with these weights; None if they do not fit."""
-        packed = self._fastlstm
-        if packed is not None and packed.dtype == dtype and packed.unchanged(weights, _grad_enabled()):
-            return packed
-        options = self._options(_engine.DTYPES[dtype])
-        if not _engine.fits(options, weights):
-            return None
-        packed = _engine.follow(packed, options, weights, _grad_enabled())
-        self.__dict__["_fastlstm"] = packed
-        return packed
 
     def _careful(self, input: Any, hx: Any) -> Any:
         """Any call: with autograd, odd shapes or memory, or what is PyTorch's to do."""
@@ -197,44 +195,30 @@ class _Accelerated:
         if hindrance is None:
             data = input.data if isinstance(input, PackedSequence) else input
             states = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
-            hindrance = _hindrance([data, *states, *weights.values()])
+            packed = None if _in_graph() else self._fastlstm
+            if packed is not None and not packed.unchanged(weights, _grad_enabled()):
+                packed = None
+            hindrance = _hindrance([data, *states, *(packed.sample if packed else weights.values())])
         if hindrance is None:
-            result = self._run(input, hx, weights)
+            result = self._run(input, hx, weights, packed)
             if result is not None:
                 return result
         elif hindrance:
             _warn(hindrance)
         return self._own(input, hx)
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _follow(self, weights: dict[str, Tensor]) -> Packed | None:
+        """The core with these weights, packed anew; None if they do not fit."""
+        options = self._options(_engine.DTYPES[next(iter(weights.values())).dtype])
+        if not _engine.fits(options, weights):
+            return None
+        packed = _engine.follow(self._fastlstm, options, weights, _grad_enabled())
+        self.__dict__["_fastlstm"] = packed
+        return packed
+
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         """None if the input is not as it should be."""
         raise NotImplementedError
-
-    def _layers(
-        self,
-        weights: dict[str, Tensor],
-        x: Tensor,
-        states: Sequence[Tensor | None],
-        batch_first: bool,
-        batch_sizes: Any,
-        dropout: float = 0.0,
-    ) -> tuple[Tensor, ...] | None:
-        """The output and the final states of the stack."""
-        if _compiling() or _dispatch_modes():
-            how = self._options(_engine.DTYPES[x.dtype])
-            return _ops.run(how, list(weights.values()), x, states, batch_first, batch_sizes, dropout)
-        packed = self._follow(weights, x.dtype)
-        if packed is None:
-            return None
-        sizes = None if batch_sizes is None else batch_sizes.numpy()
-        values = list(weights.values())
-        count = packed.options.num_layers
-        if not dropout:
-            return _apply(Call(packed, 0, count, batch_first, sizes), x, states, values)
-        calls = [Call(packed, index, index + 1, batch_first, sizes) for index in range(count)]
-        return in_turn(
-            lambda index, x, s, w: _apply(calls[index], x, s, w), packed.options, x, states, values, dropout
-        )
 
 
 def in_turn(
@@ -287,7 +271,7 @@ class _Stack(_Accelerated):
     _flat_weights_names: list[str]
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name, None) for name in self._flat_weights_names}
+        return self._named(self._flat_weights_names)
 
     def _options(self, dtype: str) -> _check.Options:
         extra = {"proj_size": self.proj_size} if self.mode == "LSTM" else {}
@@ -302,13 +286,13 @@ class _Stack(_Accelerated):
             **extra,
         )
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         data = input.data if isinstance(input, PackedSequence) else input
         states = self._states(hx)
         if states is None:
             return None
         if isinstance(input, PackedSequence):
-            return self._run_packed(input, states, weights)
+            return self._run_packed(input, states, weights, packed)
         batched, batch_first = data.dim() == 3, self.batch_first
         if not batched:  # a batch of one
             if data.dim() != 2 or any(s is not None and s.dim() != 2 for s in states):
@@ -318,7 +302,7 @@ class _Stack(_Accelerated):
         batch = data.shape[0 if batch_first else 1]
         if not self._shaped(data, states, batch):
             return None
-        found = self._layers(weights, data, states, batch_first, None, self._active_dropout)
+        found = self._layers(weights, packed, data, states, batch_first, None)
         if found is None:
             return None
         y, *ends = found
@@ -326,7 +310,13 @@ class _Stack(_Accelerated):
             (y, self._joined(ends)) if batched else (y.squeeze(1), self._joined([e.squeeze(1) for e in ends]))
         )
 
-    def _run_packed(self, input: Any, states: Sequence[Tensor | None], weights: dict[str, Tensor]) -> Any:
+    def _run_packed(
+        self,
+        input: Any,
+        states: Sequence[Tensor | None],
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+    ) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if not _compiling() and not _well_packed(data, batch_sizes):
             return None
@@ -337,7 +327,7 @@ class _Stack(_Accelerated):
             states = [None if s is None else s.index_select(1, sorted_indices) for s in states]
         if data.dim() != 2 or not self._shaped(data, states, int(batch_sizes[0])):
             return None
-        found = self._layers(weights, data, states, False, batch_sizes, self._active_dropout)
+        found = self._layers(weights, packed, data, states, False, batch_sizes)
         if found is None:
             return None
         y, *ends = found
@@ -345,9 +335,32 @@ class _Stack(_Accelerated):
             ends = [end.index_select(1, unsorted_indices) for end in ends]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), self._joined(ends)
 
-    @property
-    def _active_dropout(self) -> float:
-        return self.dropout if self.training and self.num_layers > 1 else 0.0
+    def _layers(
+        self,
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        batch_first: bool,
+        batch_sizes: Any,
+    ) -> tuple[Tensor, ...] | None:
+        """The output and the final states of the stack."""
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        values = list(weights.values())
+        if _in_graph():
+            how = self._options(_engine.DTYPES[x.dtype])
+            return _ops.run(how, values, x, states, batch_first, batch_sizes, dropout)
+        packed = packed or self._follow(weights)
+        if packed is None:
+            return None
+        sizes = None if batch_sizes is None else batch_sizes.numpy()
+        count = len(packed.layers)
+        if not dropout:
+            return _apply(Call(packed, 0, count, batch_first, sizes), x, states, values)
+        calls = [Call(packed, index, index + 1, batch_first, sizes) for index in range(count)]
+        return in_turn(
+            lambda index, x, s, w: _apply(calls[index], x, s, w), packed.options, x, states, values, dropout
+        )
 
     def _states(self, hx: Any) -> list[Any] | None:
         count = 2 if self.mode == "LSTM" else 1
@@ -379,15 +392,15 @@ def _well_packed(data: Tensor, batch_sizes: Tensor) -> bool:
 
 
 class LSTM(_Stack, nn.LSTM):  # type: ignore[misc]
-    """`torch.nn.LSTM` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.LSTM` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 class GRU(_Stack, nn.GRU):  # type: ignore[misc]
-    """`torch.nn.GRU` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.GRU` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 class RNN(_Stack, nn.RNN):  # type: ignore[misc]
-    """`torch.nn.RNN` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.RNN` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -404,8 +417,7 @@ class _Cell(_Accelerated):
     bias: bool
 
     def _weights(self) -> dict[str, Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        return {name: getattr(self, name, None) for name in names}
+        return self._named(("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2])
 
     def _cell_mode(self) -> str:
         return self._mode
@@ -419,7 +431,7 @@ class _Cell(_Accelerated):
             bias=self.bias,
         )
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         has_c = self._mode == "LSTM"
         if has_c:
             if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
@@ -439,28 +451,45 @@ class _Cell(_Accelerated):
             return None
         if not _compiling() and input.numel() == 0:
             return None
-        x, states = input.unsqueeze(0), [None if s is None else s.unsqueeze(0) for s in states]
-        found = self._layers(weights, x, states, False, None)
-        if found is None:
+        ends = self._step(input, states, weights, packed)
+        if ends is None:
             return None
-        ends = [end.squeeze(0) if batched else end.squeeze(0).squeeze(0) for end in found[1:]]
-        return tuple(ends) if has_c else ends[0]
+        if not batched:
+            ends = tuple(end.squeeze(0) for end in ends)
+        return ends if has_c else ends[0]
+
+    def _step(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+    ) -> tuple[Tensor, ...] | None:
+        """The final states, from x [B, I] and states [B, H]."""
+        values = list(weights.values())
+        if _in_graph():
+            how = self._options(_engine.DTYPES[x.dtype])
+            rows = [None if s is None else s.unsqueeze(0) for s in states]
+            _, *ends = _ops.run(how, values, x.unsqueeze(0), rows, False, None, 0.0)
+            return tuple(end.squeeze(0) for end in ends)
+        packed = packed or self._follow(weights)
+        return None if packed is None else _apply(Call(packed, 0, 1, cell=True), x, states, values)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):  # type: ignore[misc]
-    """`torch.nn.LSTMCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.LSTMCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "LSTM"
 
 
 class GRUCell(_Cell, nn.GRUCell):  # type: ignore[misc]
-    """`torch.nn.GRUCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.GRUCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "GRU"
 
 
 class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc]
-    """`torch.nn.RNNCell` run by fastlstm: same constructor, parameters, state dict, input, output, errors."""
+    """`torch.nn.RNNCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "RNN"
     nonlinearity: str

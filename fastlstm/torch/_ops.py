@@ -160,15 +160,8 @@ def recurrent_backward(
     """By x, the initial states and the weights."""
     states = _states_of(mode, h, c)
     call = _call(x, states, weights, batch_sizes, mode, *how)
-    recording = _engine.Recording(
-        call,
-        _engine.array_of(x),
-        [None if s is None else np.ascontiguousarray(_engine.array_of(s)) for s in states],
-    )
-    dy, *d_states = [_engine.array_of(g) for g in gradients]
-    wanted = [True] * (1 + len(states) + len(weights))
-    found = recording.backward(dy, [np.ascontiguousarray(d) for d in d_states], wanted)
-    return [torch.from_numpy(g) for g in found]
+    recording = _engine.Recording(call, _engine.array_of(x), [_engine.contiguous(s) for s in states])
+    return recording.backward(gradients, [True] * (1 + len(states) + len(weights)))
 
 
 @recurrent_backward.register_fake  # type: ignore[untyped-decorator]
