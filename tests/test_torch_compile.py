@@ -1,4 +1,4 @@
-"""fastlstm.torch's modules in graphs: torch.compile, torch.export, fake tensors, operators of torch.library."""
+"""fastlstm.torch's modules in graphs: torch.compile, torch.export, fake tensors, operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch._dynamo  # noqa: E402
+import torch._dynamo as dynamo  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 from torch_cases import CELLS, assert_close, flat, twins  # noqa: E402
 
@@ -22,8 +22,10 @@ BACKENDS = ("eager", "aot_eager")
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No fall-back to PyTorch's kernel, no graphs of other tests."""
-    monkeypatch.setattr(_modules._Accelerated, "_own", lambda *args: pytest.fail("PyTorch's kernel was asked"))
-    torch._dynamo.reset()
+    monkeypatch.setattr(
+        _modules._Accelerated, "_own", lambda *args: pytest.fail("PyTorch's kernel was asked")
+    )
+    dynamo.reset()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         yield
@@ -64,7 +66,7 @@ def test_compiled_around_as_pytorchs_own(name: str, backend: str) -> None:
         ("RNN", 7, {"nonlinearity": "relu", "bidirectional": True}),
     ],
 )
-@torch._dynamo.config.patch(allow_rnn=True)
+@dynamo.config.patch(allow_rnn=True)
 def test_compiled_whole(name: str, hidden: int, options: dict[str, Any], backend: str) -> None:
     """One graph, the network one operator of it: output, states and every gradient, two shapes."""
     theirs, ours = twins(name, 5, hidden, **options)
@@ -77,8 +79,11 @@ def test_compiled_whole(name: str, hidden: int, options: dict[str, Any], backend
         return graph.forward
 
     torch.compile(model, backend=seen, fullgraph=True)(torch.randn(4, 3, 5))
-    assert sum("recurrent" in str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function") == 1
-    torch._dynamo.reset()
+    assert (
+        sum("recurrent" in str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function")
+        == 1
+    )
+    dynamo.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for shape in ((4, 3, 5), (6, 2, 5), (3, 8, 5)):
         results = []
@@ -88,7 +93,9 @@ def test_compiled_whole(name: str, hidden: int, options: dict[str, Any], backend
             batch = shape[0 if options.get("batch_first") else 1]
             rows = theirs.num_layers * (2 if theirs.bidirectional else 1)
             widths = [theirs.proj_size or theirs.hidden_size, theirs.hidden_size]
-            state = [torch.randn(rows, batch, n, requires_grad=True) for n in widths[: 2 if name == "LSTM" else 1]]
+            state = [
+                torch.randn(rows, batch, n, requires_grad=True) for n in widths[: 2 if name == "LSTM" else 1]
+            ]
             outputs = flat(call(x, tuple(state) if name == "LSTM" else state[0]))
             loss = sum((y * torch.arange(y.numel()).reshape(y.shape).sin()).sum() for y in outputs)
             results.append([*outputs, *torch.autograd.grad(loss, [x, *state, *module.parameters()])])
@@ -110,11 +117,14 @@ def test_compiled_cells(name: str, backend: str) -> None:
     x = torch.randn(3, 2, 5)
     found, wanted = compiled(x), loop(theirs, x)
     assert_close(flat(found), flat(wanted))
-    grads = [torch.autograd.grad(flat(r)[0].square().sum(), list(m.parameters())) for r, m in ((found, ours), (wanted, theirs))]
+    grads = [
+        torch.autograd.grad(flat(r)[0].square().sum(), list(m.parameters()))
+        for r, m in ((found, ours), (wanted, theirs))
+    ]
     assert_close(list(grads[0]), list(grads[1]), 10)
 
 
-@torch._dynamo.config.patch(allow_rnn=True)
+@dynamo.config.patch(allow_rnn=True)
 def test_compiled_sees_changed_weights() -> None:
     theirs, ours = twins("LSTM", 5, 7)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
@@ -131,7 +141,7 @@ def test_compiled_sees_changed_weights() -> None:
         assert_close(flat(compiled(x)), flat(theirs(x)), 4)
 
 
-@torch._dynamo.config.patch(allow_rnn=True)
+@dynamo.config.patch(allow_rnn=True)
 def test_compiled_dropout() -> None:
     _, ours = twins("GRU", 5, 7, 2, dropout=0.5)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
@@ -155,15 +165,13 @@ def test_compiled_packed_sequences() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@torch._dynamo.config.patch(allow_rnn=True)
+@dynamo.config.patch(allow_rnn=True)
 def test_exported(strict: bool, tmp_path: Any) -> None:
     theirs, ours = twins("LSTM", 5, 7, 2, batch_first=True, dropout=0.3, bidirectional=True)
     plain, model = Tagger(theirs).eval(), Tagger(ours).eval()
     model.load_state_dict(plain.state_dict())
     batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(
-        model, (torch.randn(4, 3, 5),), dynamic_shapes=({0: batch},), strict=strict
-    )
+    program = torch.export.export(model, (torch.randn(4, 3, 5),), dynamic_shapes=({0: batch},), strict=strict)
     assert "fastlstm.recurrent" in str(program.graph)
     torch.export.save(program, tmp_path / "model.pt2")
     for loaded in (program, torch.export.load(tmp_path / "model.pt2")):
@@ -211,7 +219,18 @@ def operator_arguments() -> list[tuple[Any, ...]]:
         (x, None, None, weights[0], None, "LSTM", 2, True, True, False),
         (x, h, c, weights[0], None, "LSTM", 2, True, True, False),
         (packed.data, h, c, weights[0], packed.batch_sizes, "LSTM", 2, True, True, False),
-        (torch.randn(2, 5, 3, dtype=torch.float64), None, None, weights[1], None, "GRU", 1, True, False, True),
+        (
+            torch.randn(2, 5, 3, dtype=torch.float64),
+            None,
+            None,
+            weights[1],
+            None,
+            "GRU",
+            1,
+            True,
+            False,
+            True,
+        ),
     ]
 
 
@@ -221,7 +240,12 @@ def test_operators_keep_the_rules(k: int) -> None:
     torch.library.opcheck(
         torch.ops.fastlstm.recurrent.default,
         operator_arguments()[k],
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"),
+        test_utils=(
+            "test_schema",
+            "test_autograd_registration",
+            "test_faketensor",
+            "test_aot_dispatch_static",
+        ),
     )
 
 
@@ -253,6 +277,8 @@ def test_operators_let_go_of_weights() -> None:
     for _ in range(3):
         _, ours = twins("LSTM", 5, 7)
         weights = list(ours.parameters())
-        torch.ops.fastlstm.recurrent(torch.randn(4, 3, 5), None, None, weights, None, "LSTM", 1, True, False, False)
+        torch.ops.fastlstm.recurrent(
+            torch.randn(4, 3, 5), None, None, weights, None, "LSTM", 1, True, False, False
+        )
         assert len(_ops._kept) == 1
         del ours, weights

@@ -187,14 +187,18 @@ def test_some_outputs_alone_are_differentiated() -> None:
     theirs, ours = twins("LSTM", 5, 7, bidirectional=True)
     x = torch.randn(4, 3, 5)
     for pick in range(3):
-        grads = [torch.autograd.grad(flat(m(x))[pick].square().sum(), list(m.parameters())) for m in (theirs, ours)]
+        grads = [
+            torch.autograd.grad(flat(m(x))[pick].square().sum(), list(m.parameters())) for m in (theirs, ours)
+        ]
         assert_close(list(grads[1]), list(grads[0]), 10)
 
 
 def test_two_calls_before_one_backward() -> None:
     theirs, ours = twins("GRU", 5, 7)
     x, y = torch.randn(4, 3, 5), torch.randn(6, 2, 5)
-    grads = [torch.autograd.grad((m(x)[0].sum() * m(y)[0].sum()), list(m.parameters())) for m in (theirs, ours)]
+    grads = [
+        torch.autograd.grad((m(x)[0].sum() * m(y)[0].sum()), list(m.parameters())) for m in (theirs, ours)
+    ]
     assert_close(list(grads[1]), list(grads[0]), 20)
 
 
@@ -261,5 +265,7 @@ def test_checkpointing_and_saved_tensor_hooks() -> None:
     for module in (theirs, ours):
         for reentrant in (False, True):
             y = checkpoint(lambda x, m=module: m(x)[0], x, use_reentrant=reentrant)
-            grads.append(torch.autograd.grad(y.square().sum(), list(module.parameters())) if not reentrant else ())
+            grads.append(
+                torch.autograd.grad(y.square().sum(), list(module.parameters())) if not reentrant else ()
+            )
     assert_close(list(grads[2]), list(grads[0]), 10)

@@ -133,7 +133,10 @@ WRONG: list[tuple[str, Any]] = [
             {},
         ),
     ),
-    ("packed: rising batch sizes", lambda d: ((PackedSequence(torch.randn(5, 5), torch.tensor([2, 3])),), {})),
+    (
+        "packed: rising batch sizes",
+        lambda d: ((PackedSequence(torch.randn(5, 5), torch.tensor([2, 3])),), {}),
+    ),
     ("packed: too few rows", lambda d: ((PackedSequence(torch.randn(4, 5), torch.tensor([3, 2])),), {})),
     ("no argument", lambda d: ((), {})),
     ("unknown argument", lambda d: ((torch.randn(4, 3, 5),), {"lengths": [4, 4, 4]})),
@@ -332,7 +335,10 @@ def test_functional_call_with_other_weights() -> None:
     sets = [{n: torch.randn_like(p).requires_grad_() for n, p in ours.named_parameters()} for _ in range(2)]
     outputs = [[torch.func.functional_call(m, w, (x,))[0] for w in sets] for m in (theirs, ours)]
     assert_close(outputs[1], outputs[0])
-    grads = [torch.autograd.grad(sum(y.square().sum() for y in ys), [*sets[0].values(), *sets[1].values()]) for ys in outputs]
+    grads = [
+        torch.autograd.grad(sum(y.square().sum() for y in ys), [*sets[0].values(), *sets[1].values()])
+        for ys in outputs
+    ]
     assert_close(list(grads[1]), list(grads[0]), 10)
     assert_close(flat(ours(x)), flat(theirs(x)))
 
@@ -360,7 +366,11 @@ def test_copies_and_pickles(name: str) -> None:
         buffer = io.BytesIO()
         torch.save(ours, buffer)
         buffer.seek(0)
-        copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(buffer, weights_only=False)]
+        copies = [
+            copy.deepcopy(ours),
+            pickle.loads(pickle.dumps(ours)),
+            torch.load(buffer, weights_only=False),
+        ]
         for twin in copies:
             assert type(twin) is type(ours) and "_fastlstm" not in twin.__dict__
             assert_close(flat(twin(x)), flat(theirs(x)))
@@ -518,7 +528,9 @@ def test_accelerate_swaps_in_place() -> None:
     assert report.swapped == ["stack", "cells.0", "cells.1"] and report.left == []
     assert "stack: runs on fastlstm" in repr(report)
     assert all(a is b for a, b in zip(modules.values(), dict(model.named_modules()).values(), strict=True))
-    assert all(a is b for a, b in zip(parameters.values(), dict(model.named_parameters()).values(), strict=True))
+    assert all(
+        a is b for a, b in zip(parameters.values(), dict(model.named_parameters()).values(), strict=True)
+    )
     assert repr(model) == text and model.stack.remark == "mine"
     assert type(model.stack) is accelerated.LSTM
     assert_close([model(tokens)], [wanted])
@@ -566,7 +578,9 @@ def test_accelerate_says_what_it_leaves() -> None:
     assert report.swapped == ["fine"]
     left = {entry.name: entry.reason for entry in report.left}
     assert left.keys() == {"mine", "scripted", "quantized.0", "narrow", "meta", "replaced", "normed"}
-    assert "subclass" in left["mine"] and "scripted" in left["scripted"] and "quantized" in left["quantized.0"]
+    assert (
+        "subclass" in left["mine"] and "scripted" in left["scripted"] and "quantized" in left["quantized.0"]
+    )
     assert "float16" in left["narrow"] and "meta" in left["meta"] and "replaced" in left["replaced"]
     assert "subclass" in left["normed"]
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got int"):

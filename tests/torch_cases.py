@@ -128,5 +128,7 @@ def assert_close(ours: list[Any], theirs: list[Any], scale: float = 1.0) -> None
         assert (a is None) == (b is None)
         if b is None or not b.numel():
             continue
-        bound = (1e-10 if b.dtype == torch.float64 else 2e-6) * scale * max(1.0, float(b.detach().abs().max()))
+        bound = (
+            (1e-10 if b.dtype == torch.float64 else 2e-6) * scale * max(1.0, float(b.detach().abs().max()))
+        )
         assert float((a - b).detach().abs().max()) <= bound

@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 from ._accelerate import Left, Report, accelerate
-from ._from import from_torch, found
+from ._from import found as found
+from ._from import from_torch
 from ._modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from ._to import LastStep, Sequential, to_torch, written
+from ._to import LastStep, Sequential, to_torch
+from ._to import written as written
 
 __all__ = [
     "GRU",

@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: the core with weights that follow PyTorch's, and the pass that autograd can go back.
+"""Tensors in, tensors out: the core with weights that follow PyTorch's, and a call that autograd can reverse.
 
-Notation as in `fastlstm.layers`. A *call* runs some layers of a stack, all of them unless dropout acts between.
+Notation as in `fastlstm.layers`. A *call* runs some layers of a stack: all, unless dropout acts between.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def options_of(mode: str, dtype: str, **sizes: Any) -> _check.Options:
 def array_of(tensor: Tensor) -> Array:
     """The tensor's own memory if its last axis is contiguous, else a copy."""
     tensor = tensor.detach().resolve_neg()
-    array: Array = (tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()).numpy()
+    array: Array = (
+        tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    ).numpy()
     if array.shape[-1] == 1 and array.strides[-1] != array.itemsize:
         array = np.ascontiguousarray(array)
     return array
@@ -91,6 +93,11 @@ class Packed:
         return all(_uses(alias) > 1 for alias in self._aliases)
 
     @property
+    def sample(self) -> list[Tensor]:
+        """One of the weights: all are of one kind."""
+        return self._aliases[:1]
+
+    @property
     def leased(self) -> bool:
         return self._lease() is not None
 
@@ -124,14 +131,18 @@ def fits(options: _check.Options, weights: Tensors) -> bool:
 
 
 class Call(NamedTuple):
-    """Layers first..last - 1 of the stack over x: [T, B, n], [B, T, n] with batch_first, or, with batch_sizes,
-    the valid steps alone [N, n] as `PackedSequence` orders them."""
+    """Layers first..last - 1 of the stack over x: [T, B, n], [B, T, n] with batch_first, or, with
+    batch_sizes, the valid steps alone [N, n] as `PackedSequence` orders them.
+
+    Its results are the output and the final states; of a cell, with x [B, n] and states [B, ..], these alone.
+    """
 
     packed: Packed
     first: int
     last: int
     batch_first: bool = False
     batch_sizes: npt.NDArray[np.int64] | None = None
+    cell: bool = False
 
     def valid(self) -> npt.NDArray[np.bool_]:
         """[T, B]: whether a sequence has that step."""
@@ -141,7 +152,7 @@ class Call(NamedTuple):
     def steps(self, x: Array) -> tuple[Array, npt.NDArray[np.int64] | None]:
         """x as [T, B, n], and the lengths of its sequences. What lies beyond them is anything."""
         if self.batch_sizes is None:
-            return (x.swapaxes(0, 1) if self.batch_first else x), None
+            return x[None] if self.cell else x.swapaxes(0, 1) if self.batch_first else x, None
         valid = self.valid()
         padded = np.empty((*valid.shape, x.shape[-1]), x.dtype)
         padded[valid] = x
@@ -157,30 +168,40 @@ class Call(NamedTuple):
         if self.batch_sizes is not None:
             packed: Array = y[self.valid()]
             return packed
-        return y.swapaxes(0, 1) if self.batch_first else y
+        return y[0] if self.cell else y.swapaxes(0, 1) if self.batch_first else y
+
+    def stacked(self, states: Sequence[Array | None]) -> list[Array | None]:
+        """States as [L*D, B, n]."""
+        return [None if s is None else s[None] for s in states] if self.cell else list(states)
+
+    def results(self, y: Array, states: Sequence[Array]) -> tuple[Tensor, ...]:
+        """From the output [T, B, n] and stacked states."""
+        arrays = [s[0] for s in states] if self.cell else [self.caller_order(y), *states]
+        return tuple(map(torch.from_numpy, arrays))
 
 
 class Recording:
-    """A call that is remembered: `output`, `states`, `backward`."""
+    """A call that is remembered: `results`, `backward`."""
 
-    __slots__ = ("output", "states", "_call", "_tapes", "_lease", "_lengths", "_shape")
+    __slots__ = ("results", "_call", "_tapes", "_lease", "_shape")
 
     def __init__(self, call: Call, x: Array, states: Sequence[Array | None]) -> None:
         self._call, self._lease = call, call.packed.lease()
         core, rows = call.packed.core, self._rows
-        x, self._lengths = call.steps(x)
+        x, lengths = call.steps(x)
+        states = call.stacked(states)
         steps, batch, width = x.shape
         self._shape = (steps, batch, width)
         count = (call.last - call.first) * core.directions
-        self.states = [np.empty((count, batch, n), core.dtype) for n in call.packed.options.state_sizes]
+        ends = [np.empty((count, batch, n), core.dtype) for n in call.packed.options.state_sizes]
         self._tapes: list[TapeCore] = []
         for index in range(call.first, call.last):
             y = call.empty(steps, batch, core.directions * core.output_size)
             h, c = rows(index, states)
-            h_n, c_n = rows(index, self.states)
-            self._tapes.append(TapeCore(core, index, x, h, c, self._lengths, y, h_n, c_n, 0))
+            h_n, c_n = rows(index, ends)
+            self._tapes.append(TapeCore(core, index, x, h, c, lengths, y, h_n, c_n, 0))
             x = y
-        self.output = call.caller_order(x)
+        self.results = call.results(x, ends)
 
     def _rows(self, index: int, states: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
         """A layer's part of the states (h, c) of all; c is None for cells without."""
@@ -189,14 +210,25 @@ class Recording:
         parts = [None if s is None else s[first : first + directions] for s in states]
         return (parts[0], parts[1]) if len(parts) == 2 else (parts[0], None)
 
-    def backward(
-        self, d_output: Array, d_states: Sequence[Array | None], wanted: Sequence[bool]
-    ) -> list[Array | None]:
-        """The derivatives by x, by each initial state and by each weight; None where not wanted."""
+    def _split(self, d_results: Sequence[Tensor | None]) -> tuple[Array, list[Array | None]]:
+        """The derivatives by the output [T, B, n], zeros for None, and by the final states."""
+        call, core = self._call, self._call.packed.core
+        d_output, d_states = (None, d_results) if call.cell else (d_results[0], d_results[1:])
+        if d_output is None:
+            dy = np.zeros((*self._shape[:2], core.directions * core.output_size), core.dtype)
+        else:
+            dy, _ = call.steps(array_of(d_output))
+        return dy, call.stacked([contiguous(d) for d in d_states])
+
+    def backward(self, d_results: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The derivatives by x, by each initial state and by each weight; None where not wanted.
+
+        d_results: by each of the results, None for zeros.
+        """
         call, core = self._call, self._call.packed.core
         options = call.packed.options
         steps, batch, width = self._shape
-        dy, _ = call.steps(d_output)
+        dy, d_states = self._split(d_results)
         sizes = options.state_sizes
         count = (call.last - call.first) * core.directions
         by_state: list[Array | None] = [
@@ -223,13 +255,16 @@ class Recording:
             if dx is not None:
                 dy = dx
         by_x = None if dx is None else call.caller_order(dx)
-        return [by_x, *by_state, *(by_weight.get(name) for name in shapes)]
+        if call.cell:
+            by_state = [None if s is None else s[0] for s in by_state]
+        found = [by_x, *by_state, *(by_weight.get(name) for name in shapes)]
+        return [None if g is None else torch.from_numpy(g) for g in found]
 
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole")
 
 
-def _contiguous(tensor: Tensor | None) -> Array | None:
+def contiguous(tensor: Tensor | None) -> Array | None:
     return None if tensor is None else np.ascontiguousarray(array_of(tensor))
 
 
@@ -237,43 +272,44 @@ def forward(call: Call, x: Tensor, states: Sequence[Tensor | None]) -> tuple[Ten
     """The output and the final states, without a way back."""
     core, options = call.packed.core, call.packed.options
     if (call.first, call.last) != (0, options.num_layers):
-        recording = Recording(call, array_of(x), [_contiguous(s) for s in states])
-        return tuple(map(torch.from_numpy, (recording.output, *recording.states)))
+        return Recording(call, array_of(x), [contiguous(s) for s in states]).results
     steps, lengths = call.steps(array_of(x))
-    y = call.empty(*steps.shape[:2], core.directions * core.output_size)
+    y = call.empty(steps.shape[0], steps.shape[1], core.directions * core.output_size)
     rows = options.num_layers * core.directions
     h_n, *c_n = [np.empty((rows, steps.shape[1], n), core.dtype) for n in options.state_sizes]
-    h, *c = [_contiguous(s) for s in states]
+    h, *c = call.stacked([contiguous(s) for s in states])
     core.forward(steps, h, c[0] if c else None, lengths, y, h_n, c_n[0] if c_n else None, False)
-    return tuple(map(torch.from_numpy, (call.caller_order(y), h_n, *c_n)))
+    return call.results(y, [h_n, *c_n])
 
 
 class Recorded(torch.autograd.Function):  # type: ignore[misc]
-    """A call with its derivative: backpropagation through time by the core. A derivative of that again is left to
-    PyTorch's own operations."""
+    """A call with its derivative: backpropagation through time by the core. A derivative of that again is
+    left to PyTorch's own operations."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *rest: Tensor | None) -> Any:
         """rest: the initial states, then the weights of these layers."""
         count = len(call.packed.options.state_sizes)
         ctx.call = call
-        ctx.recording = Recording(call, array_of(x), [_contiguous(s) for s in rest[:count]])
+        ctx.recording = recording = Recording(call, array_of(x), [contiguous(s) for s in rest[:count]])
         ctx.save_for_backward(x, *rest)
         ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (ctx.recording.output, *ctx.recording.states)))
+        results, recording.results = (
+            recording.results,
+            (),
+        )  # or else they and their graph would hold each other
+        return results
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> Any:
+    def backward(ctx: Any, *d_results: Tensor | None) -> Any:
         saved = ctx.saved_tensors  # which raises if one has changed in place since, or the graph was freed
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True
-            return None, *differentiable_gradients(ctx.call, saved, (dy, *d_states), wanted)
+            return None, *differentiable_gradients(ctx.call, saved, d_results, wanted)
         recording = ctx.recording
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.recording = None
-        given = np.zeros(recording.output.shape, recording.output.dtype) if dy is None else array_of(dy)
-        found = recording.backward(given, [_contiguous(d) for d in d_states], wanted)
-        return None, *(None if g is None else torch.from_numpy(g) for g in found)
+        return None, *recording.backward(d_results, wanted)
 
 
 # --- derivatives of derivatives -----------------------------------------------------------------------------
@@ -308,6 +344,8 @@ def _by_torch(call: Call, saved: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     count = len(options.state_sizes)
     x, given, weights = saved[0], saved[1 : 1 + count], saved[1 + count :]
     assert x is not None
+    if call.cell:
+        x, given = x[None], [None if s is None else s[None] for s in given]
     rows = (call.last - call.first) * len(options.suffixes)
     batch = x.shape[0 if call.batch_first else 1] if call.batch_sizes is None else int(call.batch_sizes[0])
     states = [
@@ -323,4 +361,4 @@ def _by_torch(call: Call, saved: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         result = function(x, hx, weights, *how, call.batch_first)
     else:
         result = function(x, torch.from_numpy(call.batch_sizes), hx, weights, *how)
-    return result
+    return tuple(end[0] for end in result[1:]) if call.cell else result

@@ -49,7 +49,9 @@ def from_torch(module: Any, **options: Any) -> Any:
     if isinstance(module, (str, os.PathLike)):
         return _model_of(os.fspath(module), options)[0]
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module or the path of a .pt file, got {type(module).__name__}")
+        raise TypeError(
+            f"module must be a torch.nn.Module or the path of a .pt file, got {type(module).__name__}"
+        )
     if options:
         raise TypeError(f"{', '.join(options)}: only a .pt file leaves options open, a module tells its own")
     if type(module) in _leaves.LEAVES:
@@ -124,7 +126,7 @@ class _Chain:
 
     Kinds of values: "chain" is what the chain has come to; "packed" the same as a `PackedSequence`;
     "results" a recurrent module's (output, states), "state" its states, "h" the h_n among them, "row" one row
-    of that; "argument" another argument of the model, "size" numbers about a tensor, "zeros" a state of zeros.
+    of that; "argument" another argument of the model, "size" numbers about a tensor, "zeros" a state.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -177,14 +179,23 @@ class _Chain:
 
     def _output(self, node: Any) -> _Value:
         result = node.args[0]
-        if isinstance(result, (tuple, list)) and len(result) == 2:  # (output, state), as fastlstm gives them
-            kinds = [self._value(v).kind for v in result]
-            if kinds[1] == "state":
-                result = result[0]
+        if isinstance(result, (tuple, list)) and len(result) == 2 and self._is_final_state(result[1]):
+            result = result[0]  # (output, state), as fastlstm gives them
         value = self._value(result)
         if value.kind not in ("chain", "results") or value.at != len(self.parts):
             raise self._cannot(node, "does not return the end of a chain of supported parts")
         return value
+
+    def _is_final_state(self, thing: Any) -> bool:
+        """Whether it is the whole final state of the one recurrent module."""
+        if isinstance(thing, (tuple, list)):
+            found = [self._value(v) for v in thing]
+            whole = [v.kind for v in found] == ["h", "c"]
+        else:
+            found = [self._value(thing)]
+            whole = found[0].kind == ("state" if isinstance(found[0].layer, nn.LSTM) else "h")
+        recurrent = [part for _, part in self.parts if type(part) in _leaves.RECURRENT]
+        return whole and all([v.layer] == recurrent for v in found)
 
     def _call_module(self, node: Any) -> _Value:
         module = self._model.get_submodule(node.target)
@@ -199,7 +210,9 @@ class _Chain:
         if x.kind == "packed" and not recurrent:
             raise self._cannot(node, "reads a PackedSequence")
         if not recurrent:
-            return _Value("chain", len(self.parts), x.layer if isinstance(module, (nn.Dropout, nn.Identity)) else None)
+            return _Value(
+                "chain", len(self.parts), x.layer if isinstance(module, (nn.Dropout, nn.Identity)) else None
+            )
         packed = "packed results" if x.kind == "packed" else "results"
         return _Value(packed, len(self.parts), module)
 
@@ -290,7 +303,7 @@ class _Chain:
         if kind == "state" and index == 0:
             return value._replace(kind="h")
         if kind == "state" and index == 1:
-            return _Value("c")
+            return value._replace(kind="c")
         if kind == "h" and _is_row(index):
             row = index[0] if isinstance(index, tuple) else index
             return self._row(value, row if row >= 0 else row + _rows(value.layer))
@@ -343,7 +356,11 @@ class _Chain:
         if value.kind == "row" and value.row == _rows(value.layer) - 1 and not value.layer.bidirectional:
             value = self._last_step(node, value)
         if value.kind not in ("chain", "packed"):
-            what = "a recurrent module's whole result: take output, state = .." if "results" in value.kind else value.kind
+            what = (
+                "a recurrent module's whole result: take output, state = .."
+                if "results" in value.kind
+                else value.kind
+            )
             raise self._cannot(node, f"reads {what}")
         if value.at != len(self.parts):
             raise self._cannot(node, "reads an earlier output: the model branches")
@@ -356,9 +373,11 @@ class _Chain:
         return self._value(thing).kind in ("argument", "zeros")
 
     def _cannot(self, node: Any, what: str) -> Unsupported:
-        where = f"{node.target} ({type(self._model.get_submodule(node.target)).__name__})" if (
-            node.op == "call_module"
-        ) else f"{node}"
+        where = (
+            f"{node.target} ({type(self._model.get_submodule(node.target)).__name__})"
+            if (node.op == "call_module")
+            else f"{node}"
+        )
         return Unsupported(f"{self._kind}: {where} {what}, which fastlstm has nothing for")
 
 
@@ -423,7 +442,15 @@ def _state(path: str) -> Mapping[str, Tensor]:
     with open(path, "rb") as file:
         try:
             value = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise ValueError(
                 f"{path} is no state dict that torch.load(weights_only=True) reads: {str(error):.300}"
             ) from error
@@ -434,5 +461,7 @@ def _state(path: str) -> Mapping[str, Tensor]:
         raise ValueError(f"{path} holds a {type(value).__name__}, wanted a state dict")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: {name!s:.200} is a {type(tensor).__name__}, wanted a tensor under a name")
+            raise ValueError(
+                f"{path}: {name!s:.200} is a {type(tensor).__name__}, wanted a tensor under a name"
+            )
     return value

@@ -99,7 +99,7 @@ def _base(module: nn.Module) -> type[Any]:
 def _recurrent(mode: str, dtype: str, **options: Any) -> Any:
     cls = {"LSTM": fastlstm.LSTM, "GRU": fastlstm.GRU}.get(mode, fastlstm.RNN)
     extra = {"nonlinearity": mode[4:].lower()} if cls is fastlstm.RNN else {}
-    return cls(**options, **extra, dtype=dtype)  # type: ignore[arg-type]
+    return cls(**options, **extra, dtype=dtype)
 
 
 def _embedding(module: Any) -> Any:
@@ -127,7 +127,7 @@ def _layer_norm(module: Any) -> Any:
     )
 
 
-def last_axis(dim: int | None, axes: int | None = None) -> None:
+def last_axis(dim: int | None) -> None:
     """ValueError unless a softmax goes over the last axis."""
     _need(dim == -1, f"dim={dim}: fastlstm's softmax goes over the last axis, dim=-1")
 
@@ -136,11 +136,6 @@ def softplus(beta: float, threshold: float) -> Any:
     _need(beta == 1, f"softplus with beta={beta}: wanted 1")
     _need(threshold >= 20, f"softplus with threshold={threshold}: wanted at least 20")
     return fastlstm.Activation("softplus")
-
-
-def threshold(at: float, value: float) -> Any:
-    _need(value == 0, f"threshold with value={value}: wanted 0")
-    return fastlstm.Activation(("thresholded_relu", at))
 
 
 def _softmax(name: str) -> Callable[[Any], Any]:
@@ -170,7 +165,6 @@ LEAVES: dict[type[Any], Callable[[Any], Any]] = {
     nn.LeakyReLU: lambda module: fastlstm.Activation(("leaky_relu", module.negative_slope)),
     nn.ELU: lambda module: fastlstm.Activation(("elu", module.alpha)),
     nn.Softplus: lambda module: softplus(module.beta, module.threshold),
-    nn.Threshold: lambda module: threshold(module.threshold, module.value),
     nn.Softmax: _softmax("softmax"),
     nn.LogSoftmax: _softmax("log_softmax"),
 }
@@ -194,7 +188,15 @@ def module_of(part: Any) -> nn.Module:
 
 def _stack_of(o: _check.Options) -> nn.Module:
     default = _check.Options(o.cell, o.input_size, o.hidden_size)
-    for name in ("peepholes", "forget_gate", "coupled_gates", "reset_after", "reverse", "clip", "weight_dtype"):
+    for name in (
+        "peepholes",
+        "forget_gate",
+        "coupled_gates",
+        "reset_after",
+        "reverse",
+        "clip",
+        "weight_dtype",
+    ):
         _need(
             getattr(o, name) == getattr(default, name),
             f"{o!r}: torch.nn has no {name}={getattr(o, name)!r}",
@@ -202,11 +204,19 @@ def _stack_of(o: _check.Options) -> nn.Module:
     _need(o.cell != "gated_rnn", f"{o!r}: torch.nn has no gated RNN")
     sizes: dict[str, Any] = {
         name: getattr(o, name)
-        for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        for name in (
+            "input_size",
+            "hidden_size",
+            "num_layers",
+            "bias",
+            "batch_first",
+            "dropout",
+            "bidirectional",
+        )
     }
     if o.cell == "rnn":
-        names = {("tanh",): "tanh", ("relu",): "relu"}
-        sizes["nonlinearity"] = o.nonlinearity if o.activations is None else names.get(o.activations)  # type: ignore[call-overload]
+        names: dict[Any, str] = {("tanh",): "tanh", ("relu",): "relu"}
+        sizes["nonlinearity"] = o.nonlinearity if o.activations is None else names.get(o.activations)
         _need(sizes["nonlinearity"] is not None, f"{o!r}: torch.nn has no activations={o.activations!r}")
     else:
         _need(o.core()["activations"] is None, f"{o!r}: torch.nn has no activations={o.activations!r}")
@@ -247,7 +257,6 @@ def _activation_of(o: _check.ActivationOptions) -> nn.Module:
         "softplus": nn.Softplus,
         "leaky_relu": lambda: nn.LeakyReLU(alpha),
         "elu": lambda: nn.ELU(alpha),
-        "thresholded_relu": lambda: nn.Threshold(alpha, 0.0),
     }
     if name not in makers:
         raise Unsupported(f"{o!r}: torch.nn has no such activation")

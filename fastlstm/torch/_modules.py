@@ -54,6 +54,11 @@ def _warn(reason: str) -> None:
         warnings.warn(f"fastlstm.torch: {reason}: PyTorch's own kernel runs instead", stacklevel=4)
 
 
+def _in_graph() -> bool:
+    """Whether operations are recorded or watched, so that the call must be an operator."""
+    return bool(_compiling() or _dispatch_modes())
+
+
 def _plain() -> bool:
     """Whether nothing watches or changes what operations do, so that the core may be called directly."""
     return not (
@@ -94,7 +99,9 @@ def _hindrance(tensors: Sequence[Tensor]) -> str | None:
         return f"tensors are on the device {device.type}"
     if dtype not in _engine.DTYPES:
         return f"tensors are {dtype}"
-    if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if _forward_ad._current_level >= 0 and any(
+        _forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         return "forward-mode differentiation is not fastlstm's"
     return None
 
@@ -103,9 +110,12 @@ class _Accelerated:
     """What the stacks and the cells share: weights that are packed once and followed."""
 
     _fastlstm: Packed | None = None  # of this module alone: neither copied nor pickled
-    _mode: ClassVar[str]
+    _is_cell: ClassVar[bool]
 
     training: bool
+    dropout: float
+    batch_first: bool
+    _parameters: dict[str, Any]
 
     def repack(self) -> None:
         """Take the weights anew at the next call.
@@ -127,8 +137,49 @@ class _Accelerated:
             self.repack()
         super().__setattr__(name, value)
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As PyTorch's forward of this module."""
+        packed = self._fastlstm
+        if _compiling() or packed is None or _grad_enabled() or not _plain():
+            return self._careful(input, hx)
+        found = self._quick(packed, input, hx)
+        if found is None:
+            return self._careful(input, hx)
+        y, h_n, c_n = found
+        if h_n is None:  # of a cell
+            return _tensor(y) if c_n is None else (_tensor(y), _tensor(c_n))
+        return _tensor(y), _tensor(h_n) if c_n is None else (_tensor(h_n), _tensor(c_n))
+
+    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
+        """The call without detours, for what needs none; else None."""
+        cell = self._is_cell
+        if type(input) is not Tensor or input.is_neg() or not cell and self.dropout and self.training:
+            return None
+        h: Any = None
+        c: Any = None
+        if hx is not None:
+            if not packed.core.has_c:
+                h = hx
+            elif type(hx) is tuple and len(hx) == 2:
+                h, c = hx
+                if type(c) is not Tensor or c.is_neg():
+                    return None
+            if type(h) is not Tensor or h.is_neg():
+                return None
+        try:
+            if packed.watch is None or not packed.watch.unchanged(self._parameters, False):
+                return None
+            return packed.core.forward_tensors(_export, input, h, c, not cell and self.batch_first, cell)
+        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
+            return None
+
     def _weights(self) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def _named(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The weights: parameters, or attributes that a parametrization computes."""
+        held = self._parameters
+        return {name: held[name] if name in held else getattr(self, name, None) for name in names}
 
     def _options(self, dtype: str) -> _check.Options:
         raise NotImplementedError
@@ -137,18 +188,6 @@ class _Accelerated:
         """PyTorch's result or error."""
         return super().forward(input, hx)  # type: ignore[misc]
 
-    def _follow(self, weights: dict[str, Tensor], dtype: torch.dtype) -> Packed | None:
-        """The core with these weights; None if they do not fit."""
-        packed = self._fastlstm
-        if packed is not None and packed.dtype == dtype and packed.unchanged(weights, _grad_enabled()):
-            return packed
-        options = self._options(_engine.DTYPES[dtype])
-        if not _engine.fits(options, weights):
-            return None
-        packed = _engine.follow(packed, options, weights, _grad_enabled())
-        self.__dict__["_fastlstm"] = packed
-        return packed
-
     def _careful(self, input: Any, hx: Any) -> Any:
         """Any call: with autograd, odd shapes or memory, or what is PyTorch's to do."""
         weights = self._weights()
@@ -156,44 +195,30 @@ class _Accelerated:
         if hindrance is None:
             data = input.data if isinstance(input, PackedSequence) else input
             states = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
-            hindrance = _hindrance([data, *states, *weights.values()])
+            packed = None if _in_graph() else self._fastlstm
+            if packed is not None and not packed.unchanged(weights, _grad_enabled()):
+                packed = None
+            hindrance = _hindrance([data, *states, *(packed.sample if packed else weights.values())])
         if hindrance is None:
-            result = self._run(input, hx, weights)
+            result = self._run(input, hx, weights, packed)
             if result is not None:
                 return result
         elif hindrance:
             _warn(hindrance)
         return self._own(input, hx)
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _follow(self, weights: dict[str, Tensor]) -> Packed | None:
+        """The core with these weights, packed anew; None if they do not fit."""
+        options = self._options(_engine.DTYPES[next(iter(weights.values())).dtype])
+        if not _engine.fits(options, weights):
+            return None
+        packed = _engine.follow(self._fastlstm, options, weights, _grad_enabled())
+        self.__dict__["_fastlstm"] = packed
+        return packed
+
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         """None if the input is not as it should be."""
         raise NotImplementedError
-
-    def _layers(
-        self,
-        weights: dict[str, Tensor],
-        x: Tensor,
-        states: Sequence[Tensor | None],
-        batch_first: bool,
-        batch_sizes: Any,
-        dropout: float = 0.0,
-    ) -> tuple[Tensor, ...] | None:
-        """The output and the final states of the stack."""
-        if _compiling() or _dispatch_modes():
-            how = self._options(_engine.DTYPES[x.dtype])
-            return _ops.run(how, list(weights.values()), x, states, batch_first, batch_sizes, dropout)
-        packed = self._follow(weights, x.dtype)
-        if packed is None:
-            return None
-        sizes = None if batch_sizes is None else batch_sizes.numpy()
-        values = list(weights.values())
-        count = packed.options.num_layers
-        if not dropout:
-            return _apply(Call(packed, 0, count, batch_first, sizes), x, states, values)
-        calls = [Call(packed, index, index + 1, batch_first, sizes) for index in range(count)]
-        return in_turn(
-            lambda index, x, s, w: _apply(calls[index], x, s, w), packed.options, x, states, values, dropout
-        )
 
 
 def in_turn(
@@ -234,53 +259,19 @@ def _apply(
 class _Stack(_Accelerated):
     """LSTM, GRU, RNN."""
 
+    _is_cell = False
+
     mode: str
     input_size: int
     hidden_size: int
     num_layers: int
     bias: bool
-    batch_first: bool
-    dropout: float
     bidirectional: bool
     proj_size: int
     _flat_weights_names: list[str]
-    _parameters: dict[str, Tensor]
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As PyTorch's: output and final state of the whole sequence, or of a `PackedSequence`."""
-        if _compiling():
-            return self._careful(input, hx)
-        packed = self._fastlstm
-        if packed is not None and packed.watch is not None and not _grad_enabled() and _plain():
-            found = self._quick(packed, input, hx)
-            if found is not None:
-                y, h_n, c_n = found
-                return _tensor(y), _tensor(h_n) if c_n is None else (_tensor(h_n), _tensor(c_n))
-        return self._careful(input, hx)
-
-    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
-        """The call without detours, for what needs none; else None."""
-        if type(input) is not Tensor or input.is_neg() or self.dropout and self.training:
-            return None
-        h = c = None
-        if hx is not None:
-            if not packed.core.has_c:
-                h = hx
-            elif type(hx) is tuple and len(hx) == 2:
-                h, c = hx
-                if type(c) is not Tensor or c.is_neg():
-                    return None
-            if type(h) is not Tensor or h.is_neg():
-                return None
-        try:
-            if not packed.watch.unchanged(self._parameters, False):  # type: ignore[union-attr]
-                return None
-            return packed.core.forward_tensors(_export, input, h, c, self.batch_first, False)
-        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
-            return None
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name, None) for name in self._flat_weights_names}
+        return self._named(self._flat_weights_names)
 
     def _options(self, dtype: str) -> _check.Options:
         extra = {"proj_size": self.proj_size} if self.mode == "LSTM" else {}
@@ -295,13 +286,13 @@ class _Stack(_Accelerated):
             **extra,
         )
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         data = input.data if isinstance(input, PackedSequence) else input
         states = self._states(hx)
         if states is None:
             return None
         if isinstance(input, PackedSequence):
-            return self._run_packed(input, states, weights)
+            return self._run_packed(input, states, weights, packed)
         batched, batch_first = data.dim() == 3, self.batch_first
         if not batched:  # a batch of one
             if data.dim() != 2 or any(s is not None and s.dim() != 2 for s in states):
@@ -311,13 +302,21 @@ class _Stack(_Accelerated):
         batch = data.shape[0 if batch_first else 1]
         if not self._shaped(data, states, batch):
             return None
-        found = self._layers(weights, data, states, batch_first, None, self._active_dropout)
+        found = self._layers(weights, packed, data, states, batch_first, None)
         if found is None:
             return None
         y, *ends = found
-        return (y, self._joined(ends)) if batched else (y.squeeze(1), self._joined([e.squeeze(1) for e in ends]))
+        return (
+            (y, self._joined(ends)) if batched else (y.squeeze(1), self._joined([e.squeeze(1) for e in ends]))
+        )
 
-    def _run_packed(self, input: Any, states: Sequence[Tensor | None], weights: dict[str, Tensor]) -> Any:
+    def _run_packed(
+        self,
+        input: Any,
+        states: Sequence[Tensor | None],
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+    ) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if not _compiling() and not _well_packed(data, batch_sizes):
             return None
@@ -328,7 +327,7 @@ class _Stack(_Accelerated):
             states = [None if s is None else s.index_select(1, sorted_indices) for s in states]
         if data.dim() != 2 or not self._shaped(data, states, int(batch_sizes[0])):
             return None
-        found = self._layers(weights, data, states, False, batch_sizes, self._active_dropout)
+        found = self._layers(weights, packed, data, states, False, batch_sizes)
         if found is None:
             return None
         y, *ends = found
@@ -336,9 +335,32 @@ class _Stack(_Accelerated):
             ends = [end.index_select(1, unsorted_indices) for end in ends]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), self._joined(ends)
 
-    @property
-    def _active_dropout(self) -> float:
-        return self.dropout if self.training and self.num_layers > 1 else 0.0
+    def _layers(
+        self,
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        batch_first: bool,
+        batch_sizes: Any,
+    ) -> tuple[Tensor, ...] | None:
+        """The output and the final states of the stack."""
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        values = list(weights.values())
+        if _in_graph():
+            how = self._options(_engine.DTYPES[x.dtype])
+            return _ops.run(how, values, x, states, batch_first, batch_sizes, dropout)
+        packed = packed or self._follow(weights)
+        if packed is None:
+            return None
+        sizes = None if batch_sizes is None else batch_sizes.numpy()
+        count = len(packed.layers)
+        if not dropout:
+            return _apply(Call(packed, 0, count, batch_first, sizes), x, states, values)
+        calls = [Call(packed, index, index + 1, batch_first, sizes) for index in range(count)]
+        return in_turn(
+            lambda index, x, s, w: _apply(calls[index], x, s, w), packed.options, x, states, values, dropout
+        )
 
     def _states(self, hx: Any) -> list[Any] | None:
         count = 2 if self.mode == "LSTM" else 1
@@ -366,21 +388,19 @@ def _well_packed(data: Tensor, batch_sizes: Tensor) -> bool:
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         return False
     sizes = batch_sizes.numpy()
-    return bool(
-        len(sizes) and sizes[-1] > 0 and (np.diff(sizes) <= 0).all() and sizes.sum() == data.shape[0]
-    )
+    return bool(len(sizes) and sizes[-1] > 0 and (np.diff(sizes) <= 0).all() and sizes.sum() == data.shape[0])
 
 
 class LSTM(_Stack, nn.LSTM):  # type: ignore[misc]
-    """`torch.nn.LSTM`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.LSTM` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 class GRU(_Stack, nn.GRU):  # type: ignore[misc]
-    """`torch.nn.GRU`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.GRU` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 class RNN(_Stack, nn.RNN):  # type: ignore[misc]
-    """`torch.nn.RNN`, run by fastlstm: same constructor, parameters, state dict, input, output and errors."""
+    """`torch.nn.RNN` run by fastlstm: same constructor, parameters, input, output, errors."""
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -389,47 +409,15 @@ class RNN(_Stack, nn.RNN):  # type: ignore[misc]
 class _Cell(_Accelerated):
     """LSTMCell, GRUCell, RNNCell: a stack of one layer over a sequence of one step."""
 
+    _is_cell = True
+    _mode: ClassVar[str]
+
     input_size: int
     hidden_size: int
     bias: bool
-    _parameters: dict[str, Tensor]
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As PyTorch's: the state after one step."""
-        if _compiling():
-            return self._careful(input, hx)
-        packed = self._fastlstm
-        if packed is not None and packed.watch is not None and not _grad_enabled() and _plain():
-            found = self._quick(packed, input, hx)
-            if found is not None:
-                y, _, c_n = found
-                return _tensor(y) if c_n is None else (_tensor(y), _tensor(c_n))
-        return self._careful(input, hx)
-
-    def _quick(self, packed: Packed, input: Any, hx: Any) -> Any:
-        """The call without detours, for what needs none; else None."""
-        if type(input) is not Tensor or input.is_neg():
-            return None
-        h = c = None
-        if hx is not None:
-            if not packed.core.has_c:
-                h = hx
-            elif type(hx) is tuple and len(hx) == 2:
-                h, c = hx
-                if type(c) is not Tensor or c.is_neg():
-                    return None
-            if type(h) is not Tensor or h.is_neg():
-                return None
-        try:
-            if not packed.watch.unchanged(self._parameters, False):  # type: ignore[union-attr]
-                return None
-            return packed.core.forward_tensors(_export, input, h, c, False, True)
-        except (BufferError, RuntimeError, TypeError):  # of the export: no memory that it could describe
-            return None
 
     def _weights(self) -> dict[str, Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        return {name: getattr(self, name, None) for name in names}
+        return self._named(("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2])
 
     def _cell_mode(self) -> str:
         return self._mode
@@ -443,7 +431,7 @@ class _Cell(_Accelerated):
             bias=self.bias,
         )
 
-    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor]) -> Any:
+    def _run(self, input: Any, hx: Any, weights: dict[str, Tensor], packed: Packed | None) -> Any:
         has_c = self._mode == "LSTM"
         if has_c:
             if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
@@ -463,31 +451,45 @@ class _Cell(_Accelerated):
             return None
         if not _compiling() and input.numel() == 0:
             return None
-        x, states = input.unsqueeze(0), [None if s is None else s.unsqueeze(0) for s in states]
-        found = self._layers(weights, x, states, False, None)
-        if found is None:
+        ends = self._step(input, states, weights, packed)
+        if ends is None:
             return None
-        ends = [end.squeeze(0) if batched else end.squeeze(0).squeeze(0) for end in found[1:]]
-        return tuple(ends) if has_c else ends[0]
+        if not batched:
+            ends = tuple(end.squeeze(0) for end in ends)
+        return ends if has_c else ends[0]
+
+    def _step(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        weights: dict[str, Tensor],
+        packed: Packed | None,
+    ) -> tuple[Tensor, ...] | None:
+        """The final states, from x [B, I] and states [B, H]."""
+        values = list(weights.values())
+        if _in_graph():
+            how = self._options(_engine.DTYPES[x.dtype])
+            rows = [None if s is None else s.unsqueeze(0) for s in states]
+            _, *ends = _ops.run(how, values, x.unsqueeze(0), rows, False, None, 0.0)
+            return tuple(end.squeeze(0) for end in ends)
+        packed = packed or self._follow(weights)
+        return None if packed is None else _apply(Call(packed, 0, 1, cell=True), x, states, values)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):  # type: ignore[misc]
-    """`torch.nn.LSTMCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.LSTMCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "LSTM"
 
 
 class GRUCell(_Cell, nn.GRUCell):  # type: ignore[misc]
-    """`torch.nn.GRUCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.GRUCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "GRU"
 
 
 class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc]
-    """`torch.nn.RNNCell`, run by fastlstm: same constructor, parameters, state dict, input, output and
-    errors."""
+    """`torch.nn.RNNCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
     _mode = "RNN"
     nonlinearity: str

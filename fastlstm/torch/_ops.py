@@ -1,4 +1,5 @@
-"""The call as operators of `torch.library`, for graphs: torch.compile, torch.export, modes that watch operations.
+"""The call as operators of torch.library, for graphs: torch.compile, torch.export, modes that watch
+operations.
 
 They have no state: the way back runs the way forth again. Weights are packed once for as long as they stay.
 """
@@ -125,14 +126,16 @@ def _states_of(mode: str, h: Tensor | None, c: Tensor | None) -> list[Tensor | N
     return [h, c] if mode == "LSTM" else [h]
 
 
-@torch.library.custom_op("fastlstm::recurrent", mutates_args=(), device_types="cpu", schema=f"({_SCHEMA}) -> Tensor[]")  # type: ignore[untyped-decorator, misc]
+@torch.library.custom_op(
+    "fastlstm::recurrent", mutates_args=(), device_types="cpu", schema=f"({_SCHEMA}) -> Tensor[]"
+)  # type: ignore[untyped-decorator]
 def recurrent(x: Any, h: Any, c: Any, weights: Any, batch_sizes: Any, mode: str, *how: Any) -> list[Tensor]:
     """Output and final states of a stack."""
     call = _call(x, _states_of(mode, h, c), weights, batch_sizes, mode, *how)
     return list(_engine.forward(call, x, _states_of(mode, h, c)))
 
 
-@recurrent.register_fake  # type: ignore[untyped-decorator, misc]
+@recurrent.register_fake  # type: ignore[untyped-decorator]
 def _(x: Any, h: Any, c: Any, weights: Any, batch_sizes: Any, mode: str, *how: Any) -> list[Tensor]:
     num_layers, bias, bidirectional, batch_first = how
     options = _options(weights, mode, num_layers, bias, bidirectional)
@@ -145,7 +148,7 @@ def _(x: Any, h: Any, c: Any, weights: Any, batch_sizes: Any, mode: str, *how: A
     return [y, *(x.new_empty((num_layers * directions, batch, size)) for size in options.state_sizes)]
 
 
-@torch.library.custom_op(  # type: ignore[untyped-decorator, misc]
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
     "fastlstm::recurrent_backward",
     mutates_args=(),
     device_types="cpu",
@@ -157,18 +160,19 @@ def recurrent_backward(
     """By x, the initial states and the weights."""
     states = _states_of(mode, h, c)
     call = _call(x, states, weights, batch_sizes, mode, *how)
-    recording = _engine.Recording(
-        call, _engine.array_of(x), [None if s is None else np.ascontiguousarray(_engine.array_of(s)) for s in states]
-    )
-    dy, *d_states = [_engine.array_of(g) for g in gradients]
-    wanted = [True] * (1 + len(states) + len(weights))
-    found = recording.backward(dy, [np.ascontiguousarray(d) for d in d_states], wanted)
-    return [torch.from_numpy(g) for g in found]
+    recording = _engine.Recording(call, _engine.array_of(x), [_engine.contiguous(s) for s in states])
+    return recording.backward(gradients, [True] * (1 + len(states) + len(weights)))
 
 
-@recurrent_backward.register_fake  # type: ignore[untyped-decorator, misc]
-def _(gradients: Any, x: Any, h: Any, c: Any, weights: Any, batch_sizes: Any, mode: str, *how: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape), *(x.new_empty(g.shape) for g in gradients[1:]), *(w.new_empty(w.shape) for w in weights)]
+@recurrent_backward.register_fake  # type: ignore[untyped-decorator]
+def _(
+    gradients: Any, x: Any, h: Any, c: Any, weights: Any, batch_sizes: Any, mode: str, *how: Any
+) -> list[Tensor]:
+    return [
+        x.new_empty(x.shape),
+        *(x.new_empty(g.shape) for g in gradients[1:]),
+        *(w.new_empty(w.shape) for w in weights),
+    ]
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
