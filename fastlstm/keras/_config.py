@@ -25,7 +25,7 @@ class Config:
     def __init__(self, value: Any, where: str = "") -> None:
         """value: {"class_name": .., "config": {..}}; where: the layer that it is inside of, for errors."""
         if not isinstance(value, Mapping) or not isinstance(value.get("class_name"), str):
-            raise ValueError(f"{where or 'the model'}: no layer, {_short(value)}")
+            raise ValueError(f"{where or 'the model'}: no layer where one should be, {_short(value)}")
         self.kind: str = value["class_name"]
         self.values: dict[str, Any] = {}
         self._read: set[str] = set()

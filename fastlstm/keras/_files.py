@@ -176,7 +176,8 @@ class Group:
         self._group, self._path, self._budget = group, path, budget
 
     def count(self) -> int:
-        return len(self._group)
+        with _hdf5_errors(self._path):
+            return len(self._group)
 
     def has(self, name: str) -> bool:
         _check_part(name)
