@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.utils import rnn as packing
 
 import fastlstm
 
-from .. import _files
+from .. import _check, _files, modules
 from .._files import Entry, Found
 from . import _leaves, _to
 from ._leaves import Unsupported
@@ -37,7 +37,7 @@ def from_torch(module: Any, **options: Any) -> Any:
             torch.relu, `pack_padded_sequence` (call the result with `lengths=`), and a layer's final state or
             last step (h_n[-1], output[:, -1]), which become a `LastStep`.
         A path: a state dict in a .pt file, read with torch.load(weights_only=True), whose names are those of
-            one recurrent layer, perhaps after a common prefix.
+            one recurrent layer, perhaps after a common prefix; or one that `fastlstm convert` wrote.
     options: with a path, the layer's options that a state dict does not tell, as in `fastlstm.load`:
         nonlinearity (must be given for an RNN), batch_first, dropout, dtype.
 
@@ -47,7 +47,7 @@ def from_torch(module: Any, **options: Any) -> Any:
     OSError if a file cannot be read.
     """
     if isinstance(module, (str, os.PathLike)):
-        return _layer_of(os.fspath(module), options)[0]
+        return _model_of(os.fspath(module), options)[0]
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"module must be a torch.nn.Module or the path of a .pt file, got {type(module).__name__}"
@@ -398,28 +398,44 @@ def _is_row(index: Any) -> bool:
 
 def found(path: str, options: Mapping[str, Any]) -> Found:
     """For `fastlstm convert` and `inspect`."""
-    layer, origins = _layer_of(path, options)
-    return Found("PyTorch state dict", layer, origins)
+    model, origins, own = _model_of(path, options)
+    return Found("PyTorch state dict" + (" that fastlstm wrote" if own else ""), model, origins)
 
 
-def _layer_of(path: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
-    """The recurrent layer in a .pt file, and its parameters' names there."""
-    tensors = _tensors(path)
-    prefix = os.path.commonprefix([name.rpartition(".")[0] + "." for name in tensors]) if tensors else ""
-    prefix = prefix[: prefix.rfind(".") + 1] if all("." in name for name in tensors) else ""
-    arrays = {name[len(prefix) :]: _leaves.array(f"{path}: {name}", t) for name, t in tensors.items()}
+def _model_of(path: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, str], bool]:
+    """The layer or model in a .pt file, its parameters' names there, and whether fastlstm wrote the file."""
+    state = _state(path)
+    text = _description(path, state)
+    prefix = "" if text is not None else _prefix(state)
+    arrays = {name[len(prefix) :]: _leaves.array(f"{path}: {name}", t) for name, t in state.items()}
     kinds = {"float64": "F64", "float32": "F32"}
     entries = {n: Entry(kinds[str(a.dtype)], a.shape, 0, 0) for n, a in arrays.items()}
-    checked: Any = _files.bare(path, entries, options)
-    classes: dict[str, Any] = {"lstm": fastlstm.LSTM, "gru": fastlstm.GRU, "rnn": fastlstm.RNN}
-    if checked.cell not in classes:
-        raise ValueError(f"{path}: PyTorch has no {checked.cell} layer")
-    layer = classes[checked.cell](**checked.given())
-    layer.load_state_dict(arrays)
-    return layer, {name: f"{prefix}{name}" for name in arrays}
+    checked = _files.options_of(path, entries, text, options)
+    if getattr(checked, "cell", "lstm") == "gated_rnn":
+        raise ValueError(f"{path}: PyTorch has no gated_rnn layer")
+    model = modules._built(checked, _check.parameters(arrays, checked)[0])
+    return model, {name: f"{prefix}{name}" for name in arrays}, text is not None
 
 
-def _tensors(path: str) -> dict[str, Tensor]:
+def _prefix(names: Iterable[str]) -> str:
+    """What the names of all parameters begin with, up to a dot."""
+    modules_of = [name.rpartition(".")[0] + "." for name in names]
+    return "" if "." in modules_of else os.path.commonprefix(modules_of).rpartition(".")[0] + "."
+
+
+def _description(path: str, state: Mapping[str, Tensor]) -> str | None:
+    """What `written` left of the options."""
+    metadata = getattr(state, "_metadata", None)
+    own = metadata.get(_to.OPTIONS) if isinstance(metadata, Mapping) else None
+    if own is None:
+        return None
+    text = own.get("options") if isinstance(own, Mapping) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: its metadata {_to.OPTIONS} hold no description")
+    return text
+
+
+def _state(path: str) -> Mapping[str, Tensor]:
     """ValueError for what is no state dict; nothing in the file is run."""
     import pickle
 
@@ -448,4 +464,4 @@ def _tensors(path: str) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path}: {name!s:.200} is a {type(tensor).__name__}, wanted a tensor under a name"
             )
-    return dict(value)
+    return value

@@ -11,12 +11,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 
-from .._files import replace_file
+from .._files import description, replace_file
 from ..layers import _Layer
 from ..leaves import _Leaf
 from . import _leaves
 
 __all__ = ["LastStep", "Sequential", "to_torch", "written"]
+
+
+OPTIONS = "fastlstm.options"  # in the metadata of a state dict, where PyTorch keeps versions of modules
 
 
 class LastStep(nn.Module):  # type: ignore[misc]
@@ -103,12 +106,13 @@ def _part(model: fastlstm.Sequential, i: int) -> nn.Module:
 
 
 def written(model: Any, path: str) -> None:
-    """Write the state dict of a recurrent layer as `torch.save` does. ValueError for anything else."""
-    if not isinstance(model, _Layer):
-        raise ValueError(
-            f"a .pt file holds parameters but not the modules they belong to: {type(model).__name__} "
-            "can be kept in .safetensors"
-        )
+    """Write the state dict of `to_torch(model)` as `torch.save` does, the options beside it.
+
+    PyTorch's own `load_state_dict` takes it as any other; `from_torch(path)` finds the options in its
+    metadata. ValueError as `to_torch`.
+    """
+    state = to_torch(model).state_dict()
+    state._metadata[OPTIONS] = {"options": description(model._options)}
     buffer = io.BytesIO()
-    torch.save(to_torch(model).state_dict(), buffer)
+    torch.save(state, buffer)
     replace_file(path, buffer.getvalue())
