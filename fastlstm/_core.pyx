@@ -556,6 +556,11 @@ cdef class Core:
         return floats_of(a, self.item_size)
 
 
+cdef enum:
+    FEW = 64
+    MANY = 65536
+
+
 cdef struct samples:
     int64_t step, count  # every step-th element, so many of them
     char *kept
@@ -605,9 +610,6 @@ cdef class Watch:
     capsules of them.
     """
 
-    FEW = 64
-    MANY = 65536
-
     cdef object export
     cdef tuple names
     cdef int item_size
@@ -628,8 +630,8 @@ cdef class Watch:
             if not self.measure(described(capsule), s):
                 raise ValueError("weights: wanted C-contiguous vectors and matrices of one dtype")
             s.version = version_of(array)
-            take_samples(s, self.FEW, item_size, &s.few)
-            take_samples(s, self.MANY, item_size, &s.many)
+            take_samples(s, FEW, item_size, &s.few)
+            take_samples(s, MANY, item_size, &s.many)
 
     def __dealloc__(self):
         cdef int64_t i

@@ -18,7 +18,8 @@ from torch import nn  # noqa: E402
 import fastlstm.torch as accelerated  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch without gloo"
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="torch without gloo",
 )
 
 STEPS, BATCH = 5, 8
@@ -66,7 +67,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Equal halves, so the mean of the gradients is the gradient of the mean; all-reduce adds them in another
     order: 1e-10, float64."""
     store, out = str(tmp_path / "store"), str(tmp_path / "state")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTLSTM_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "FASTLSTM_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, json.dumps([rank, store, out])],

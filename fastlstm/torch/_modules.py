@@ -394,13 +394,19 @@ def _well_packed(data: Tensor, batch_sizes: Tensor) -> bool:
 class LSTM(_Stack, nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` run by fastlstm: same constructor, parameters, input, output, errors."""
 
+    __module__ = "fastlstm.torch"  # where pickles look for it
+
 
 class GRU(_Stack, nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` run by fastlstm: same constructor, parameters, input, output, errors."""
 
+    __module__ = "fastlstm.torch"  # where pickles look for it
+
 
 class RNN(_Stack, nn.RNN):  # type: ignore[misc]
     """`torch.nn.RNN` run by fastlstm: same constructor, parameters, input, output, errors."""
+
+    __module__ = "fastlstm.torch"  # where pickles look for it
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -479,17 +485,23 @@ class _Cell(_Accelerated):
 class LSTMCell(_Cell, nn.LSTMCell):  # type: ignore[misc]
     """`torch.nn.LSTMCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
+    __module__ = "fastlstm.torch"  # where pickles look for it
+
     _mode = "LSTM"
 
 
 class GRUCell(_Cell, nn.GRUCell):  # type: ignore[misc]
     """`torch.nn.GRUCell` run by fastlstm: same constructor, parameters, input, output, errors."""
 
+    __module__ = "fastlstm.torch"  # where pickles look for it
+
     _mode = "GRU"
 
 
 class RNNCell(_Cell, nn.RNNCell):  # type: ignore[misc]
     """`torch.nn.RNNCell` run by fastlstm: same constructor, parameters, input, output, errors."""
+
+    __module__ = "fastlstm.torch"  # where pickles look for it
 
     _mode = "RNN"
     nonlinearity: str
