@@ -604,7 +604,5 @@ def test_found_and_written(tmp_path: Any) -> None:
     assert all(np.array_equal(a, found.model.state_dict()[n]) for n, a in layer.state_dict().items())
     torch.save({f"enc.{n}": torch.from_numpy(v) for n, v in layer.state_dict().items()}, path)
     assert accelerated.found(path, {"reset_after": True}).origins["weight_ih_l0"] == "enc.weight_ih_l0"
-    with pytest.raises(ValueError, match="Sequential"):
-        accelerated.written(fastlstm.Sequential(layer), path)
     with pytest.raises(ValueError, match="clip"):
         accelerated.written(fastlstm.GRU(3, 5, clip=1.0), path)
