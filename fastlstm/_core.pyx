@@ -589,10 +589,17 @@ cdef bint same_samples(const char *data, const samples *s, int item_size) noexce
     return differ == 0
 
 
+cdef bint have_a_factor(int64_t a, int64_t b) noexcept:
+    while b:
+        a, b = b, a % b
+    return a > 1
+
+
 cdef int take_samples(const seen_array *a, int64_t most, int item_size, samples *s) except -1:
     cdef int64_t k
     s.step = (a.count + most - 1) // most
-    s.step += 1 - s.step % 2  # odd, so that it visits all columns
+    while have_a_factor(s.step, a.columns):  # or else it would never visit some columns
+        s.step += 1
     s.count = (a.count + s.step - 1) // s.step
     s.kept = <char *>malloc(s.count * item_size)
     if s.kept == NULL:

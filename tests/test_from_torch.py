@@ -266,6 +266,24 @@ def test_functions(k: int) -> None:
     assert_near(from_torch(model)(x.numpy())[0], model(x))
 
 
+def test_modes_come_back_and_do_not_matter() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(7, 7)
+            self.rnn = nn.GRU(7, 7)
+
+        def forward(self, x: Any) -> Any:
+            return self.rnn(F.dropout(self.fc(x), 0.5, self.training))[1][-1]
+
+    model, x = Model(), torch.randn(4, 3, 7)
+    model.rnn.eval()
+    converted = from_torch(model)
+    assert model.training and model.fc.training and not model.rnn.training
+    assert_near(converted(x.numpy())[0], model.eval()(x))
+    assert [type(part).__name__ for part in converted] == ["Linear", "Dropout", "GRU", "LastStep"]
+
+
 def test_plain_sequential_hands_recurrent_output_on() -> None:
     model = nn.Sequential(
         nn.Linear(3, 5),
@@ -404,11 +422,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "directions swapped": (
         lambda: traced(
-            lambda s, x, h: s.fc(torch.cat((s.rnn(x)[1][-1], s.rnn(x)[1][-2]), 1)),
+            lambda s, x, h: (lambda e: s.fc(torch.cat((e[-1], e[-2]), 1)))(s.rnn(x)[1]),
             rnn=nn.GRU(3, 3, bidirectional=True),
             fc=nn.Linear(6, 3),
         ),
-        "earlier output|shared|cat",
+        "calls cat of something else",
+    ),
+    "directions of the first layer": (
+        lambda: traced(
+            lambda s, x, h: (lambda e: s.fc(torch.cat((e[0], e[1]), 1)))(s.rnn(x)[1]),
+            rnn=nn.GRU(3, 3, 2, bidirectional=True),
+            fc=nn.Linear(6, 3),
+        ),
+        "calls cat of something else",
     ),
     "cell state": (
         lambda: traced(lambda s, x, h: s.fc(s.rnn(x)[1][1][-1]), rnn=nn.LSTM(3, 3), fc=nn.Linear(3, 3)),
@@ -438,6 +464,34 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "control flow": (
         lambda: traced(lambda s, x, h: s.fc(x) if x.sum() > 0 else x, fc=nn.Linear(3, 3)),
         "cannot be followed by torch.fx",
+    ),
+    "dropout in eval mode": (
+        lambda: traced(lambda s, x, h: F.dropout(s.fc(x), 0.5), fc=nn.Linear(3, 3)),
+        "drops out in eval mode",
+    ),
+    "another float type": (
+        lambda: traced(lambda s, x, h: s.fc(x.float()), fc=nn.Linear(3, 3)),
+        "calls Tensor.float",
+    ),
+    "packed the other way round": (
+        lambda: traced(
+            lambda s, x, h: s.rnn(pack_padded_sequence(x, h, batch_first=True))[1][-1], rnn=nn.GRU(3, 3)
+        ),
+        r"rnn \(GRU\) was made with batch_first=False",
+    ),
+    "unpacked the other way round": (
+        lambda: traced(
+            lambda s, x, h: pad_packed_sequence(s.rnn(pack_padded_sequence(x, h))[0], batch_first=True)[0],
+            rnn=nn.GRU(3, 3),
+        ),
+        "unpacks with another batch_first",
+    ),
+    "padded with ones": (
+        lambda: traced(
+            lambda s, x, h: pad_packed_sequence(s.rnn(pack_padded_sequence(x, h))[0], padding_value=1.0)[0],
+            rnn=nn.GRU(3, 3),
+        ),
+        "pads with something else than 0",
     ),
     "cell in a loop": (
         lambda: traced(lambda s, x, h: s.cell(x[0]), cell=nn.GRUCell(3, 3)),

@@ -272,6 +272,19 @@ def test_operators_check_what_they_get(place: int, value: Any, match: str) -> No
         torch.ops.fastlstm.recurrent(*arguments)
 
 
+@pytest.mark.parametrize(
+    "place, value", [(0, torch.randn(5, 2, 7)), (1, torch.randn(4, 2, 5)), (2, torch.randn(1))]
+)
+def test_backward_operator_checks_gradients(place: int, value: Any) -> None:
+    arguments = operator_arguments()[1]
+    gradients = list(torch.ops.fastlstm.recurrent(*arguments))
+    good = torch.ops.fastlstm.recurrent_backward(gradients, *arguments)
+    assert len(good) == 3 + len(arguments[3])
+    gradients[place] = value
+    with pytest.raises(ValueError, match="gradients must be"):
+        torch.ops.fastlstm.recurrent_backward(gradients, *arguments)
+
+
 def test_operators_let_go_of_weights() -> None:
     _ops._kept.clear()
     for _ in range(3):

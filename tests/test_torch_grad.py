@@ -256,16 +256,55 @@ def test_training_matches_step_by_step() -> None:
     assert_close(list(ours.parameters()), list(theirs.parameters()), 100)
 
 
-def test_checkpointing_and_saved_tensor_hooks() -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool) -> None:
     from torch.utils.checkpoint import checkpoint
 
-    theirs, ours = twins("LSTM", 5, 7)
-    x = torch.randn(4, 3, 5, requires_grad=True)
+    theirs, ours = twins("LSTM", 5, 7, 2)
     grads = []
     for module in (theirs, ours):
-        for reentrant in (False, True):
-            y = checkpoint(lambda x, m=module: m(x)[0], x, use_reentrant=reentrant)
-            grads.append(
-                torch.autograd.grad(y.square().sum(), list(module.parameters())) if not reentrant else ()
-            )
-    assert_close(list(grads[2]), list(grads[0]), 10)
+        x = torch.ones(4, 3, 5, requires_grad=True)
+        y = checkpoint(lambda x, m=module: m(x)[0], x, use_reentrant=reentrant)
+        y.square().sum().backward()
+        grads.append([x.grad, *(p.grad for p in module.parameters())])
+    assert_close(grads[1], grads[0], 10)
+
+
+@pytest.mark.parametrize(
+    "name, options", [("LSTM", {"num_layers": 3, "dropout": 0.5}), ("GRU", {"bidirectional": True})]
+)
+def test_hooks_on_saved_tensors(name: str, options: dict[str, Any]) -> None:
+    """What they put away is what the way back is computed from, whatever happens to the originals."""
+    torch.manual_seed(0)
+    module = getattr(accelerated, name)(3, 7, dtype=torch.float64, **options)
+    grads = []
+    for hooked in (False, True):
+        x = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(5, 4, 3).requires_grad_()
+        given = x * 1.0
+        torch.manual_seed(1)
+        if hooked:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+                y = module(given)[0]
+            with torch.no_grad():
+                given.zero_()
+        else:
+            y = module(given)[0]
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    assert_close(list(grads[1]), list(grads[0]))
+
+
+def test_memory_of_a_finished_backward_is_given_back() -> None:
+    """As PyTorch's: what is recorded goes with backward, although the output stays."""
+    import weakref
+
+    from fastlstm.torch import _engine
+
+    module = accelerated.LSTM(5, 7)
+    y, _ = module(torch.randn(4, 3, 5))
+    node = y.grad_fn
+    kept = weakref.ref(node.recording._lease)
+    assert isinstance(node.recording, _engine.Recording)
+    y.sum().backward(retain_graph=True)
+    assert kept() is not None
+    y.sum().backward()
+    assert kept() is None and y.grad_fn is node

@@ -388,12 +388,16 @@ def test_no_copies_of_input_and_output() -> None:
     assert _engine.array_of(x).ctypes.data == x.data_ptr()
     view = torch.randn(3, 4, 5).transpose(0, 1)
     assert _engine.array_of(view).ctypes.data == view.data_ptr()
-    negative = torch.complex(x, x).conj().imag
-    assert negative.is_neg()
     theirs, ours = twins("LSTM", 5, 7)
-    with torch.no_grad():
-        for _ in range(2):
-            assert_close(flat(ours(negative)), flat(theirs(negative)))
+    state = torch.randn(1, 3, 7)
+    for tensor in (x, state):
+        assert torch._neg_view(tensor).is_neg()  # the memory holds the numbers with the other sign
+    negative, state = torch._neg_view(x), torch._neg_view(state)
+    for args in ((negative,), (x, (state, state)), (x, (state, state * 1)), (x, (state * 1, state))):
+        with torch.no_grad():
+            for _ in range(2):
+                assert_close(flat(ours(*args)), flat(theirs(*args)))
+        assert_close(flat(ours(*args)), flat(theirs(*args)))
 
 
 def test_hooks_and_modes_stay() -> None:
@@ -460,7 +464,10 @@ def test_forward_mode_falls_back() -> None:
             return torch.autograd.forward_ad.unpack_dual(module(dual)[0]).tangent
 
     check_warns_once(ours, lambda: tangent(ours), "forward-mode")
-    assert_close([tangent(ours)], [tangent(theirs)], 4)
+    for mode in (torch.enable_grad, torch.no_grad):  # which leaves forward mode as it is
+        with mode():
+            ours(x)
+            assert_close([tangent(ours)], [tangent(theirs)], 4)
 
 
 def test_jit_trace_falls_back() -> None:

@@ -72,6 +72,8 @@ class Packed:
             name: np.ascontiguousarray(array_of(weight))
             for name, weight in zip(options.shapes(), weights.values(), strict=True)
         }
+        if any(array.dtype != core.dtype for array in arrays.values()):
+            raise TypeError(f"weights must all be {core.dtype}")
         plain = all(w.is_contiguous() and not w.is_neg() for w in weights.values())
         self.watch = Watch(export, dict(weights), core.dtype.itemsize) if plain else None
         core.set_weights(arrays)
@@ -183,7 +185,7 @@ class Call(NamedTuple):
 class Recording:
     """A call that is remembered: `results`, `backward`."""
 
-    __slots__ = ("results", "_call", "_tapes", "_lease", "_shape")
+    __slots__ = ("results", "shapes", "_call", "_tapes", "_lease", "_shape")
 
     def __init__(self, call: Call, x: Array, states: Sequence[Array | None]) -> None:
         self._call, self._lease = call, call.packed.lease()
@@ -202,6 +204,7 @@ class Recording:
             self._tapes.append(TapeCore(core, index, x, h, c, lengths, y, h_n, c_n, 0))
             x = y
         self.results = call.results(x, ends)
+        self.shapes = [tuple(y.shape) for y in self.results]
 
     def _rows(self, index: int, states: Sequence[Array | None]) -> tuple[Array | None, Array | None]:
         """A layer's part of the states (h, c) of all; c is None for cells without."""
@@ -213,6 +216,13 @@ class Recording:
     def _split(self, d_results: Sequence[Tensor | None]) -> tuple[Array, list[Array | None]]:
         """The derivatives by the output [T, B, n], zeros for None, and by the final states."""
         call, core = self._call, self._call.packed.core
+        given = [(tuple(d.shape), d.dtype) if d is not None else None for d in d_results]
+        if any(
+            g not in (None, (shape, call.packed.dtype)) for g, shape in zip(given, self.shapes, strict=True)
+        ):
+            raise ValueError(
+                f"gradients must be {call.packed.dtype} of the shapes {self.shapes}, got {given}"
+            )
         d_output, d_states = (None, d_results) if call.cell else (d_results[0], d_results[1:])
         if d_output is None:
             dy = np.zeros((*self._shape[:2], core.directions * core.output_size), core.dtype)
@@ -291,13 +301,13 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
         """rest: the initial states, then the weights of these layers."""
         count = len(call.packed.options.state_sizes)
         ctx.call = call
-        ctx.recording = recording = Recording(call, array_of(x), [contiguous(s) for s in rest[:count]])
+        recording = Recording(call, array_of(x), [contiguous(s) for s in rest[:count]])
         ctx.save_for_backward(x, *rest)
         ctx.set_materialize_grads(False)
-        results, recording.results = (
-            recording.results,
-            (),
-        )  # or else they and their graph would hold each other
+        results, recording.results = recording.results, ()  # or they and their graph would hold each other
+        # Hooks on what is saved, of activation checkpointing say, are there to save memory.
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        ctx.recording = None if hooked else recording
         return results
 
     @staticmethod
@@ -306,10 +316,24 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True
             return None, *differentiable_gradients(ctx.call, saved, d_results, wanted)
-        recording = ctx.recording
+        recording = ctx.recording or record_again(ctx.call, saved)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.recording = None
         return None, *recording.backward(d_results, wanted)
+
+
+def record_again(call: Call, saved: Sequence[Tensor | None]) -> Recording:
+    """The call from the tensors that were saved, or that hooks put in their place."""
+    x, *rest = [t if t is None else t.to("cpu", call.packed.dtype) for t in saved]
+    assert x is not None
+    options = call.packed.options
+    count = len(options.state_sizes)
+    if (call.first, call.last) != (0, options.num_layers):
+        options = options._replace(num_layers=call.last - call.first, input_size=x.shape[-1])
+    weights: Any = dict(zip(options.shapes(), rest[count:], strict=True))
+    packed = Packed(options, Core(**options.core()), weights)
+    whole = call._replace(packed=packed, first=0, last=options.num_layers)
+    return Recording(whole, array_of(x), [contiguous(s) for s in rest[:count]])
 
 
 # --- derivatives of derivatives -----------------------------------------------------------------------------

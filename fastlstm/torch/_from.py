@@ -5,9 +5,10 @@ A model's forward is followed by torch.fx. It must be a chain: each part reads t
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -90,9 +91,10 @@ class _Value(NamedTuple):
     at: int = -1  # how many parts of the chain are behind it
     layer: Any = None  # of a recurrent module's results: that module
     row: int = 0  # of h_n
+    batch_first: bool = False  # of what is packed
 
 
-_SAME = {"contiguous", "detach", "clone", "float"}  # methods that change no number
+_SAME = {"contiguous", "detach", "clone"}  # methods that change no number
 _FUNCTIONS = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -161,7 +163,8 @@ class _Chain:
     def _follow(self) -> None:
         _leaves.plain(self._kind, self._model)
         try:
-            self._graph = _Tracer().trace(self._model)
+            with _eval_mode(self._model):
+                self._graph = _Tracer().trace(self._model)
         except Exception as error:  # whatever the model's own code does with a placeholder
             raise Unsupported(f"{self._kind}.forward cannot be followed by torch.fx: {error}") from error
         self._values: dict[Any, _Value] = {}
@@ -182,6 +185,8 @@ class _Chain:
         if isinstance(result, (tuple, list)) and len(result) == 2 and self._is_final_state(result[1]):
             result = result[0]  # (output, state), as fastlstm gives them
         value = self._value(result)
+        if value.kind == "row":
+            value = self._chain(node, result)
         if value.kind not in ("chain", "results") or value.at != len(self.parts):
             raise self._cannot(node, "does not return the end of a chain of supported parts")
         return value
@@ -213,8 +218,13 @@ class _Chain:
             return _Value(
                 "chain", len(self.parts), x.layer if isinstance(module, (nn.Dropout, nn.Identity)) else None
             )
-        packed = "packed results" if x.kind == "packed" else "results"
-        return _Value(packed, len(self.parts), module)
+        if x.kind == "packed" and x.batch_first != module.batch_first:
+            raise self._cannot(
+                node,
+                f"was made with batch_first={module.batch_first} and reads what was packed with the other",
+            )
+        kind = "packed results" if x.kind == "packed" else "results"
+        return _Value(kind, len(self.parts), module, batch_first=bool(module.batch_first))
 
     def _call_method(self, node: Any) -> _Value:
         value, name = self._value(node.args[0]), node.target
@@ -241,15 +251,18 @@ class _Chain:
         if node.all_input_nodes and all(self._values[n].kind == "size" for n in node.all_input_nodes):
             return _Value("size")
         if function is packing.pack_padded_sequence:
-            return self._chain(node, node.args[0])._replace(kind="packed")
+            return self._chain(node, node.args[0])._replace(
+                kind="packed", batch_first=bool(_given(node, 2, "batch_first", False))
+            )
         if function is packing.pad_packed_sequence:
-            return self._chain(node, node.args[0])._replace(kind="padded")
+            return self._padded(node)
         if function is torch.cat:
             return self._cat(node)
         if function is F.dropout:
             x = self._chain(node, node.args[0])
-            p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            self._add(str(node), fastlstm.Dropout(float(p)))
+            if _given(node, 2, "training", True):
+                raise self._cannot(node, "drops out in eval mode too")
+            self._add(str(node), fastlstm.Dropout(float(_given(node, 1, "p", 0.5))))
             return _Value("chain", len(self.parts), x.layer)
         if function in _FUNCTIONS:
             return self._activation(node, _FUNCTIONS[function])
@@ -260,12 +273,19 @@ class _Chain:
             return _Value("chain", len(self.parts))
         raise self._cannot(node, f"calls {getattr(function, '__name__', function)}")
 
+    def _padded(self, node: Any) -> _Value:
+        value = self._chain(node, node.args[0])
+        if value.kind != "packed" or value.batch_first != bool(_given(node, 1, "batch_first", False)):
+            raise self._cannot(node, "unpacks with another batch_first than was packed")
+        if _given(node, 2, "padding_value", 0.0) != 0:
+            raise self._cannot(node, "pads with something else than 0")
+        return value._replace(kind="padded")
+
     def _activation(self, node: Any, name: str) -> _Value:
         self._chain(node, node.args[0])
         if name.endswith("softmax"):
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             try:
-                _leaves.last_axis(dim)
+                _leaves.last_axis(_given(node, 1, "dim", None))
             except Unsupported as error:
                 raise self._cannot(node, str(error)) from None
         self._add(str(node), fastlstm.Activation(name))
@@ -275,7 +295,7 @@ class _Chain:
         """Those with parameters, given as in torch.nn.functional."""
 
         def given(place: int, name: str, default: float) -> float:
-            return float(node.args[place] if len(node.args) > place else node.kwargs.get(name, default))
+            return float(_given(node, place, name, default))
 
         if node.target is F.leaky_relu:
             return fastlstm.Activation(("leaky_relu", given(1, "negative_slope", 0.01)))
@@ -326,7 +346,7 @@ class _Chain:
     def _cat(self, node: Any) -> _Value:
         """torch.cat((h_n[-2], h_n[-1]), dim=1)"""
         rows = [self._value(v) for v in node.args[0]]
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = _given(node, 1, "dim", 0)
         if (
             len(rows) == 2
             and all(r.kind == "row" and r.layer is rows[0].layer for r in rows)
@@ -379,6 +399,23 @@ class _Chain:
             else f"{node}"
         )
         return Unsupported(f"{self._kind}: {where} {what}, which fastlstm has nothing for")
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Each module's mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _given(node: Any, place: int, name: str, default: Any) -> Any:
+    """An argument of a call."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _rows(layer: Any) -> int:
