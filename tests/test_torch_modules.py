@@ -479,6 +479,19 @@ def test_jit_trace_falls_back() -> None:
         assert_close(flat(traced(x)), flat(theirs(x)))
 
 
+@pytest.mark.parametrize("name", STACKS + CELLS)
+def test_jit_script_falls_back(name: str) -> None:
+    theirs, ours = twins(name, 5, 7)
+    x = torch.randn(3, 5)
+    ours(x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "fastlstm.torch: torch.jit.script compiles")
+        scripted = torch.jit.script(torch.nn.ModuleList([ours]))[0]
+    assert_close(flat(scripted(x)), flat(theirs(x)))
+    assert type(ours) is getattr(accelerated, name)
+
+
 def test_subclasses_of_tensors_fall_back() -> None:
     class Mine(torch.Tensor):
         pass

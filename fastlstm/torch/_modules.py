@@ -132,6 +132,14 @@ class _Accelerated:
         state.pop("_fastlstm", None)
         return state
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles instead: PyTorch's module with the same parameters."""
+        _warn("torch.jit.script compiles PyTorch's operations only")
+        theirs: Any = next(cls for cls in type(self).__mro__ if cls.__module__ == nn.LSTM.__module__)
+        plain = theirs.__new__(theirs)
+        plain.__dict__.update({name: value for name, value in vars(self).items() if name != "_fastlstm"})
+        return plain
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OPTIONS:
             self.repack()
