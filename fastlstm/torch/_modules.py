@@ -203,7 +203,8 @@ class _Accelerated:
         if hindrance is None:
             data = input.data if isinstance(input, PackedSequence) else input
             states = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
-            packed = None if _in_graph() else self._fastlstm
+            # Tangents lie beside a weight's memory, which is all that `unchanged` looks at.
+            packed = None if _in_graph() or _forward_ad._current_level >= 0 else self._fastlstm
             if packed is not None and not packed.unchanged(weights, _grad_enabled()):
                 packed = None
             hindrance = _hindrance([data, *states, *(packed.sample if packed else weights.values())])
