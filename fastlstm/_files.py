@@ -154,16 +154,21 @@ def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOpt
 
 
 def options_of(
-    path: str, entries: Mapping[str, Entry], text: str | None, given: Mapping[str, Any]
+    path: str,
+    entries: Mapping[str, Entry],
+    text: str | None,
+    given: Mapping[str, Any],
+    implied: Mapping[str, Mapping[str, Any]] = {},
 ) -> AnyOptions:
     """The options of the layer or module whose parameters a file holds: what its description says, or if it
-    has none, what PyTorch's names and the shapes tell; `given` are the user's."""
+    has none, what PyTorch's names and the shapes tell, and for each cell what the format implies; `given` are
+    the user's."""
     options: AnyOptions
     with _blaming(path):
         kind, facts = _inferred(entries) if text is None else _own(text)
         parts = _parts(facts) if kind == "Sequential" else None
     if parts is None:
-        options = _merged(path, kind, facts, given, text is not None)
+        options = _merged(path, kind, facts, {**implied.get(kind, {}), **given}, text is not None)
     else:
         options = _converted(parts, given)
     with _blaming(path):

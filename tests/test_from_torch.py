@@ -652,12 +652,15 @@ def test_files_are_read_safely(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_found_and_written(tmp_path: Any) -> None:
     path = str(tmp_path / "m.pt")
-    layer = fastlstm.GRU(3, 5, 2, bidirectional=True, seed=1)
-    accelerated.written(layer, path)
-    found = accelerated.found(path, {"reset_after": True})
-    assert repr(found.model) == repr(layer)
-    assert all(np.array_equal(a, found.model.state_dict()[n]) for n, a in layer.state_dict().items())
+    layer = fastlstm.GRU(3, 5, 2, bidirectional=True, batch_first=True, seed=1)
+    whole = fastlstm.Sequential(layer, fastlstm.LastStep(), fastlstm.Linear(10, 2, seed=2))
+    for model in (layer, whole):
+        accelerated.written(model, path)
+        found = accelerated.found(path, {})
+        assert repr(found.model) == repr(model)
+        assert all(np.array_equal(a, found.model.state_dict()[n]) for n, a in model.state_dict().items())
     torch.save({f"enc.{n}": torch.from_numpy(v) for n, v in layer.state_dict().items()}, path)
-    assert accelerated.found(path, {"reset_after": True}).origins["weight_ih_l0"] == "enc.weight_ih_l0"
+    found = accelerated.found(path, {"batch_first": True})
+    assert repr(found.model) == repr(layer) and found.origins["weight_ih_l0"] == "enc.weight_ih_l0"
     with pytest.raises(ValueError, match="clip"):
         accelerated.written(fastlstm.GRU(3, 5, clip=1.0), path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, NoReturn, Self
 
 import numpy as np
 
 from .. import _check
+from ..modules import _Alone
 from ._graph import Graph, Port
 from ._plan import Named, Placement, Plan
 from ._read import Array, narrow
@@ -106,10 +106,21 @@ class OnnxStream:
             else _zeros(ports[name], batch)
             for name in self._names
         }
-        self._state: Named = dict(self._initial)
         self._ports = {name: port for name, port in ports.items() if name not in self._names}
         self._required = model._required & self._ports.keys()
-        self._lock = threading.Lock()
+        self._outputs = [name for name in model._plan.outputs if name not in self._names.values()]
+        self._alone = _Alone()
+        self._begin(self._initial)
+
+    def _begin(self, state: Named) -> None:
+        """With values of one's own, in which the state has its places."""
+        self._values = self._model._plan.begun()
+        for name, value in state.items():
+            self._values[self._model._plan.places[name]] = value
+
+    @property
+    def _state(self) -> Named:
+        return {name: self._values[self._model._plan.places[name]] for name in self._names}
 
     def step(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
         """One call of the graph: its other inputs, as in a call of the model, to its other outputs.
@@ -117,24 +128,25 @@ class OnnxStream:
         If anything is wrong the state stays. Raises as the model's call, RuntimeError if another thread is
         using this stream.
         """
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("stream: another call is using it")
-        try:
+        with self._alone:
             return self._step({**inputs, **named} if inputs else named)
-        finally:
-            self._lock.release()
 
     def _step(self, given: Named) -> dict[str, Any]:
-        state = self._state
-        outputs = self._model._plan.run(_checked(given, self._ports, self._required) | state)
-        new = {name: outputs.pop(source) for name, source in self._names.items()}
+        plan, values = self._model._plan, self._values
+        for name, value in _checked(given, self._ports, self._required).items():
+            values[plan.places[name]] = value
+        plan.follow(values)
+        new = {name: plan.output(source, values) for name, source in self._names.items()}
         for name, value in new.items():
-            if value.shape != state[name].shape or value.dtype != state[name].dtype:
+            old = values[plan.places[name]]
+            if value.shape != old.shape or value.dtype != old.dtype:
                 raise ValueError(
                     f"state: {self._names[name]} gives {value.dtype} {value.shape} for {name}, "
-                    f"which is {state[name].dtype} {state[name].shape}"
+                    f"which is {old.dtype} {old.shape}"
                 )
-        self._state = new
+        outputs = {name: plan.output(name, values) for name in self._outputs}
+        for name, value in new.items():
+            values[plan.places[name]] = value
         return outputs
 
     def run(self, frames: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -145,7 +157,8 @@ class OnnxStream:
     def state(self) -> dict[str, Array]:
         """Copies of the state by the names of its inputs. Can be assigned, all of it or some: `reset` goes
         back to what was assigned last."""
-        return {name: np.array(value) for name, value in self._state.items()}
+        with self._alone:
+            return {name: np.array(value) for name, value in self._state.items()}
 
     @state.setter
     def state(self, value: Mapping[str, Any]) -> None:
@@ -153,21 +166,26 @@ class OnnxStream:
             raise ValueError(f"state must be of {', '.join(self._names)}, got {', '.join(map(str, unknown))}")
         ports = self._model.inputs
         new = {name: np.array(_value(name, v, ports[name])) for name, v in value.items()}
-        for name, array in new.items():
-            if array.shape != self._state[name].shape:
-                raise ValueError(f"{name} must have shape {self._state[name].shape}, got {array.shape}")
-        self._state = self._state | new
-        self._initial = dict(self._state)
+        with self._alone:
+            now = self._state
+            for name, array in new.items():
+                if array.shape != now[name].shape:
+                    raise ValueError(f"{name} must have shape {now[name].shape}, got {array.shape}")
+            self._initial = now | new
+            self._begin(self._initial)
 
     def reset(self) -> None:
         """Go back to the state of the beginning, or the one last assigned."""
-        self._state = dict(self._initial)
+        with self._alone:
+            self._begin(self._initial)
 
     def copy(self) -> Self:
         """An independent stream of the same model in the same state."""
         twin = type(self).__new__(type(self))
         twin.__dict__ |= self.__dict__
-        twin._lock = threading.Lock()
+        twin._alone = _Alone()
+        with self._alone:
+            twin._begin(self._state)
         return twin
 
     def __reduce__(self) -> NoReturn:
@@ -192,12 +210,16 @@ def _value(name: str, value: Any, port: Port) -> Any:
         array = value
     else:
         array = _converted(name, value, port.dtype)
-    if port.shape is not None and (
-        len(port.shape) != array.ndim
-        or any(type(d) is int and d != n for d, n in zip(port.shape, array.shape, strict=True))
-    ):
+    if port.shape is not None and array.shape != port.shape and not _fits(array.shape, port.shape):
         raise ValueError(f"{name} must have shape {_dims(port)}, got {array.shape}")
     return array
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
+    """Whether a shape is one that a port declares, whose names and None are any numbers."""
+    return len(shape) == len(wanted) and all(
+        type(w) is not int or n == w for n, w in zip(shape, wanted, strict=True)
+    )
 
 
 def _dims(port: Port) -> str:

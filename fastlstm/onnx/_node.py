@@ -307,6 +307,8 @@ class Recurrent:
                 for k, parts in enumerate(zip(*halves, strict=True))
             )
         y, *states = outputs
+        if self._directions == 1 and not self._batch_first:
+            return (y[:, None], *states)
         y = y.reshape(*y.shape[:2], self._directions, self._size)
         if self._batch_first:
             return (y, *(v.transpose(1, 0, 2) for v in states))
@@ -316,14 +318,9 @@ class Recurrent:
 def _called(
     layer: Any, x: Array, lengths: Array | None, h: Array | None, c: Array | None
 ) -> tuple[Array, ...]:
-    """Output, h and perhaps c of a layer."""
-    if not isinstance(layer, layers.LSTM):
-        y, h = layer(x, h, lengths=lengths)
-        return y, h
-    state = None
-    if h is not None or c is not None:
-        shape = h.shape if h is not None else c.shape  # type: ignore[union-attr]  # one of them is given
-        zeros = np.zeros(shape, layer.dtype)
-        state = (zeros if h is None else h, zeros if c is None else c)
-    y, (h, c) = layer(x, state, lengths=lengths)
-    return y, h, c
+    """Output, h and perhaps c of a layer. Of two states one alone may be given: the other is zero."""
+    state: Any = h
+    if isinstance(layer, layers.LSTM) and (h is not None or c is not None):
+        state = np.zeros_like(c) if h is None else h, np.zeros_like(h) if c is None else c
+    y, h_end, c_end = layer._run(x, state, lengths)
+    return (y, h_end) if c_end is None else (y, h_end, c_end)

@@ -8,11 +8,12 @@ that level, then the segment of the next. The plan is made once; a call only fol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from . import _engine, _node
+from . import _engine, _node, _small
 from ._graph import Graph, name_of, reads_of, subgraphs
 from ._read import Array, Proto
 
@@ -35,10 +36,10 @@ class Placement(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Part of the plan: what it reads and writes, as places in the list of values."""
+    """Part of the plan: what runs, what takes its inputs from the list of values, places of its outputs."""
 
     run: Callable[[Sequence[Any]], Sequence[Any]]
-    reads: tuple[int, ...]
+    read: Callable[[list[Any]], Sequence[Any]]
     writes: tuple[int, ...]
 
 
@@ -87,45 +88,51 @@ def _same(old: Sequence[Array | None], new: Sequence[Array | None]) -> bool:
 
 
 class Plan:
-    """The steps of a graph in order. `run` takes and gives values by name."""
+    """The steps of a graph in order. `run` takes and gives values by name; `follow` works on a list of them,
+    in which `places` are those of the names and `outputs` those of the outputs."""
 
     def __init__(self, graph: Graph, engine: str, num_threads: int) -> None:
-        self.report: list[Placement] = []
         self._graph, self._engine, self._threads = graph, engine, num_threads
-        self._places: dict[str, int] = {"": ABSENT}
+        self.places: dict[str, int] = {"": ABSENT}
         self._initial: list[Any] = [None, None]
+        self._reasons: dict[int, str] = {}  # by a node's number, where there is more to say
+        self._small: set[int] = set()  # numbers of nodes that need no engine
+        # Outputs that are the caller's own arrays, or the model's, or may be views of such.
+        self._copied = (graph.inputs.keys() | graph.tensors.keys()) & graph.outputs.keys()
         recurrent = self._recurrent()
         levels = self._levels(recurrent)
-        steps: list[_Step] = []
+        self._steps: list[_Step] = []
         readers = self._readers(levels, recurrent)
         for level, (others, own) in sorted(levels.items()):
-            steps += self._segment(level, others, readers)
-            steps += [self._step(recurrent[k], recurrent[k].reads, recurrent[k].writes) for k in own]
-        self._steps = steps
+            self._segment(level, others, readers)
+            for k in own:
+                self._add(recurrent[k], recurrent[k].reads, recurrent[k].writes)
         for name in graph.inputs:  # one that nobody reads may be given
             self._place(name)
-        self._outputs = {name: self._place(name) for name in graph.outputs}
-        handed = (graph.inputs.keys() | graph.tensors.keys()) & graph.outputs.keys()
-        self._copied = handed  # outputs that are the caller's own arrays, or the model's
+        self.outputs = {name: self._place(name) for name in graph.outputs}
         for name in graph.outputs.keys() & graph.tensors.keys():
             self._initial[self._place(name)] = graph.array(name)
+        self.report = list(self._reported(recurrent))
 
     def _place(self, name: str) -> int:
         """Of a name in the list of values."""
-        if name not in self._places:
-            self._places[name] = len(self._initial)
+        if name not in self.places:
+            self.places[name] = len(self._initial)
             self._initial.append(self._graph.array(name) if name in self._graph.defaults else None)
-        return self._places[name]
+        return self.places[name]
 
-    def _step(self, run: Any, reads: Sequence[str], writes: Sequence[str]) -> _Step:
+    def _add(self, run: Any, reads: Sequence[str], writes: Sequence[str]) -> None:
         for name in reads:
             if name in self._graph.tensors:
                 self._initial[self._place(name)] = self._graph.array(name)
         into = tuple(self._place(name) if name else UNUSED for name in writes)
-        return _Step(run, tuple(map(self._place, reads)), into)
+        places = [self._place(name) for name in reads]
+        # Of one place an itemgetter gives the value itself; of none there is no itemgetter.
+        read = itemgetter(*places) if len(places) > 1 else lambda values: [values[k] for k in places]
+        self._steps.append(_Step(run, read, into))
 
     def _recurrent(self) -> dict[int, _RecurrentStep]:
-        """The nodes that fastlstm takes, by their number; all others are reported with a reason."""
+        """The nodes that fastlstm takes, by their number."""
         graph, found = self._graph, {}
         candidates = [k for k, node in enumerate(graph.nodes) if _node.is_recurrent(node)]
         weights = {
@@ -135,19 +142,24 @@ class Plan:
             if name in graph.constants
         }
         constants = graph.folded(weights, self._engine) if weights else {}
-        for k, node in enumerate(graph.nodes):
-            reason = "not recurrent"
-            if k in candidates:
-                try:
-                    self._check_types(node)
-                    found[k] = _RecurrentStep(node, graph.opset, constants)
-                    reason = "recurrent"
-                except (TypeError, ValueError) as error:
-                    reason = str(error)
-            engine = "fastlstm" if k in found else self._engine
-            self.report.append(Placement(name_of(node), node.op_type, engine, reason))
-            self.report += self._inner(node)
+        for k in candidates:
+            try:
+                self._check_types(graph.nodes[k])
+                found[k] = _RecurrentStep(graph.nodes[k], graph.opset, constants)
+            except (TypeError, ValueError) as error:
+                self._reasons[k] = str(error)
         return found
+
+    def _reported(self, recurrent: Mapping[int, Any]) -> Iterable[Placement]:
+        for k, node in enumerate(self._graph.nodes):
+            if k in recurrent:
+                engine, reason = "fastlstm", "recurrent"
+            elif k in self._small:
+                engine, reason = "fastlstm", "needs no engine"
+            else:
+                engine, reason = self._engine, self._reasons.get(k, "not recurrent")
+            yield Placement(name_of(node), node.op_type, engine, reason)
+            yield from self._inner(node)
 
     def _check_types(self, node: Proto) -> None:
         """A segment needs the types of what comes in."""
@@ -185,8 +197,8 @@ class Plan:
                     readers.setdefault(name, set()).add(OUTSIDE)
         return readers
 
-    def _segment(self, level: int, numbers: Sequence[int], readers: Mapping[str, set[int]]) -> list[_Step]:
-        """The other nodes of a level as one step; none if nobody needs what they make."""
+    def _segment(self, level: int, numbers: Sequence[int], readers: Mapping[str, set[int]]) -> None:
+        """Add the other nodes of a level as one step; none if nobody needs what they make."""
         graph = self._graph
         nodes = [graph.nodes[k] for k in numbers]
         made = {name for node in nodes for name in node.output if name}
@@ -195,20 +207,36 @@ class Plan:
         inputs = [n for n in reads if n not in made and (n not in inside or n in graph.defaults)]
         outputs = sorted(name for name in made if readers.get(name, set()) - {level})
         if not outputs:
-            return []
-        run = _engine.compiled(self._engine, graph.segment(nodes, inputs, outputs), self._threads)
-        return [self._step(run, inputs, outputs)]
+            return
+        run = _small.runner(graph, nodes, inputs, outputs)
+        if run is None:
+            run = _engine.compiled(self._engine, graph.segment(nodes, inputs, outputs), self._threads)
+        else:
+            self._small |= set(numbers)
+            self._copied |= graph.outputs.keys() & set(outputs)
+        self._add(run, inputs, outputs)
 
     def run(self, given: Named) -> Named:
         """The outputs of inputs that were checked, both by name."""
-        values, places = self._initial.copy(), self._places
+        values = self.begun()
         for name, value in given.items():
-            values[places[name]] = value
-        for step in self._steps:
-            results = step.run([values[k] for k in step.reads])
-            for k, value in zip(step.writes, results, strict=False):  # a node may leave out its last outputs
+            values[self.places[name]] = value
+        self.follow(values)
+        return {name: self.output(name, values) for name in self.outputs}
+
+    def begun(self) -> list[Any]:
+        """Values for a call: constants where they are read, None elsewhere."""
+        return self._initial.copy()
+
+    def follow(self, values: list[Any]) -> None:
+        """Compute all that depends on the inputs, which stand at their places."""
+        for run, read, writes in self._steps:
+            for k, value in zip(
+                writes, run(read(values)), strict=False
+            ):  # a node may leave out its last outputs
                 values[k] = value
-        found = {name: values[k] for name, k in self._outputs.items()}
-        for name in self._copied:
-            found[name] = np.array(found[name])
-        return found
+
+    def output(self, name: str, values: list[Any]) -> Any:
+        """An output of one's own."""
+        value = values[self.outputs[name]]
+        return np.array(value) if name in self._copied else value

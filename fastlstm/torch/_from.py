@@ -448,11 +448,14 @@ def _model_of(path: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, str
     arrays = {name[len(prefix) :]: _leaves.array(f"{path}: {name}", t) for name, t in state.items()}
     kinds = {"float64": "F64", "float32": "F32"}
     entries = {n: Entry(kinds[str(a.dtype)], a.shape, 0, 0) for n, a in arrays.items()}
-    checked = _files.options_of(path, entries, text, options)
+    checked = _files.options_of(path, entries, text, options, OWN if text is None else {})
     if getattr(checked, "cell", "lstm") == "gated_rnn":
         raise ValueError(f"{path}: PyTorch has no gated_rnn layer")
     model = modules._built(checked, _check.parameters(arrays, checked)[0])
     return model, {name: f"{prefix}{name}" for name in arrays}, text is not None
+
+
+OWN = {"gru": {"reset_after": True}}  # what a layer is that comes from PyTorch
 
 
 def _prefix(names: Iterable[str]) -> str:
