@@ -142,8 +142,9 @@ class Packing(nn.Module):
         self.last = last
 
     def forward(self, tokens: Any, lengths: Any) -> Any:
-        packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
-        y, h = self.gru(packed)
+        embedded = self.embedding(tokens)
+        pack = pack_padded_sequence if self.last else nn.utils.rnn.pack_padded_sequence
+        y, h = self.gru(pack(embedded, lengths, batch_first=True, enforce_sorted=False))
         if self.last:
             return self.fc(torch.cat((h[-2], h[-1]), dim=1))
         padded, _ = pad_packed_sequence(y, batch_first=True)

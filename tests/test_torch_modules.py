@@ -470,6 +470,47 @@ def test_forward_mode_falls_back() -> None:
             assert_close([tangent(ours)], [tangent(theirs)], 4)
 
 
+def test_forward_mode_by_the_weights_falls_back() -> None:
+    theirs, ours = twins("RNN", 5, 7)
+    x, weights = torch.randn(4, 3, 5), {n: p.detach() for n, p in ours.named_parameters()}
+    torch.manual_seed(0)
+    tangents = {n: torch.randn_like(p) for n, p in weights.items()}
+    for p in ours.parameters():  # the tensors that are packed are those that the duals alias
+        p.requires_grad_(False)
+
+    def tangent(module: Any) -> Any:
+        own = dict(ours.named_parameters())
+        with torch.autograd.forward_ad.dual_level():
+            duals = {n: torch.autograd.forward_ad.make_dual(own[n], tangents[n]) for n in own}
+            y = torch.func.functional_call(module, duals, (x,))[0]
+            return torch.autograd.forward_ad.unpack_dual(y).tangent
+
+    ours(x)
+    check_warns_once(ours, lambda: tangent(ours), "forward-mode")
+    assert_close([tangent(ours)], [tangent(theirs)], 4)
+
+
+def test_a_module_that_moves_away_and_back() -> None:
+    """Packed weights do not outlive a move to another dtype or device."""
+    theirs, ours = twins("LSTM", 5, 7)
+    x = torch.randn(4, 3, 5)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        for module in (theirs, ours):
+            module.to(dtype)
+        for mode in (torch.no_grad, torch.enable_grad):
+            with mode(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "fastlstm.torch: tensors are torch.bfloat16")
+                found, wanted = flat(ours(x.to(dtype))), flat(theirs(x.to(dtype)))
+            assert all(f.dtype == dtype for f in found)
+            assert_close([f.float() for f in found], [w.float() for w in wanted], 4)
+    ours(x)
+    ours.to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours(x)
+
+
 def test_jit_trace_falls_back() -> None:
     theirs, ours = twins("LSTM", 5, 7)
     x = torch.randn(4, 3, 5)
@@ -477,6 +518,19 @@ def test_jit_trace_falls_back() -> None:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(ours, (x,))
         assert_close(flat(traced(x)), flat(theirs(x)))
+
+
+@pytest.mark.parametrize("name", STACKS + CELLS)
+def test_jit_script_falls_back(name: str) -> None:
+    theirs, ours = twins(name, 5, 7)
+    x = torch.randn(3, 5)
+    ours(x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "fastlstm.torch: torch.jit.script compiles")
+        scripted = torch.jit.script(torch.nn.ModuleList([ours]))[0]
+    assert_close(flat(scripted(x)), flat(theirs(x)))
+    assert type(ours) is getattr(accelerated, name)
 
 
 def test_subclasses_of_tensors_fall_back() -> None:

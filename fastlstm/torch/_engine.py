@@ -81,7 +81,10 @@ class Packed:
 
     def unchanged(self, weights: Tensors, thorough: bool) -> bool:
         """Whether these tensors still hold what was packed."""
-        return self.watch is not None and self.watch.unchanged(dict(weights), thorough)
+        try:
+            return self.watch is not None and self.watch.unchanged(dict(weights), thorough)
+        except (AttributeError, BufferError, RuntimeError, TypeError):  # no tensors with memory of their own
+            return False
 
     def lease(self) -> _Lease:
         held = self._lease()

@@ -116,6 +116,7 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(packing.pack_padded_sequence, packing.pad_packed_sequence))
+        self._autowrap_search.append(packing)  # also where they are called as attributes of their module
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         # A plain torch.nn.Sequential is followed too, for its children's names.

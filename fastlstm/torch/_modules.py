@@ -132,6 +132,14 @@ class _Accelerated:
         state.pop("_fastlstm", None)
         return state
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles instead: PyTorch's module with the same parameters."""
+        _warn("torch.jit.script compiles PyTorch's operations only")
+        theirs: Any = next(cls for cls in type(self).__mro__ if cls.__module__ == nn.LSTM.__module__)
+        plain = theirs.__new__(theirs)
+        plain.__dict__.update({name: value for name, value in vars(self).items() if name != "_fastlstm"})
+        return plain
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OPTIONS:
             self.repack()
@@ -195,7 +203,8 @@ class _Accelerated:
         if hindrance is None:
             data = input.data if isinstance(input, PackedSequence) else input
             states = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
-            packed = None if _in_graph() else self._fastlstm
+            # Tangents lie beside a weight's memory, which is all that `unchanged` looks at.
+            packed = None if _in_graph() or _forward_ad._current_level >= 0 else self._fastlstm
             if packed is not None and not packed.unchanged(weights, _grad_enabled()):
                 packed = None
             hindrance = _hindrance([data, *states, *(packed.sample if packed else weights.values())])
