@@ -1,7 +1,7 @@
 """Find voice in sound with an ONNX graph whose state is held: python examples/onnx_voice.py [--seconds 60]
 
 Voice-activity detectors are such graphs: convolutions turn 32 ms of sound into a few steps of features, an
-LSTM carries what was before, a dense layer says how likely there is voice. The LSTM's state goes in and comes out,
+LSTM carries what was before, a dense layer says how likely there is voice. The state goes in and comes out,
 and who calls has to hand it on. `fastlstm.from_onnx` runs the convolutions on ONNX Runtime and all else on
 fastlstm, and `stream` hands the state on.
 

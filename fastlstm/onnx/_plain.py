@@ -88,6 +88,8 @@ class Plain(NamedTuple):
 
 def plain(graph: Graph) -> Plain:
     """The model, or NotPlain with a reason."""
+    if graph.sparse:
+        raise NotPlain("it has sparse parameters")
     walk = _Walk(graph)
     try:
         walk.nodes()

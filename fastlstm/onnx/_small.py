@@ -44,6 +44,8 @@ def runner(
     graph: Graph, nodes: Sequence[Proto], inputs: Sequence[str], outputs: Sequence[str]
 ) -> Runner | None:
     """What runs these nodes; None if one of them is for an engine."""
+    if graph.sparse:
+        return None
     nodes = [node for node in nodes if not set(node.output) & graph.constants]  # which are known already
     built = [_Builder(graph, node).node() for node in nodes]
     made = [node for node in built if node is not None]
