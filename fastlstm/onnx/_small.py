@@ -7,6 +7,7 @@ segment of nothing else is run here. Whatever else a node may mean is left to th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -59,6 +60,7 @@ def runner(
         steps.append(_Step(part.run, reads, writes, f"{node.op_type} {name_of(node)!r}"))
     wanted, more = [places[name] for name in outputs], [None] * (len(places) - len(inputs))
 
+    @np.errstate(all="ignore")  # infinities and NaN are values like any other, as for engines
     def run(given: Sequence[Any]) -> Sequence[Any]:
         values = [*given, *more]
         for step in steps:
@@ -122,7 +124,15 @@ class _Builder:
 
     def _unsqueeze(self) -> _Node | None:
         axes = self._numbers("axes", 1)
-        return None if axes is None else self._first(lambda x: np.expand_dims(x, tuple(axes)))
+        if axes is None:
+            return None
+
+        def run(x: Array) -> Array:  # np.expand_dims takes longer
+            rank = x.ndim + len(axes)
+            places = {axis % rank for axis in axes}
+            return x[tuple(None if k in places else slice(None) for k in range(rank))]
+
+        return self._first(run)
 
     def _transpose(self) -> _Node | None:
         perm = self.given.get("perm")
@@ -146,12 +156,14 @@ class _Builder:
         sizes = self._numbers("split", 1)
         if not all(self.proto.output) or sizes is None or len(sizes) != count:
             return None
-        stops = np.cumsum(sizes)
+        stops = list(itertools.accumulate(sizes, initial=0))
+        parts = [slice(*pair) for pair in itertools.pairwise(stops)]
 
-        def run(x: Array) -> Sequence[Array]:
+        def run(x: Array) -> Sequence[Array]:  # np.split takes longer
             if x.shape[axis] != stops[-1]:
                 raise ValueError(f"wants {stops[-1]} along axis {axis}, got shape {x.shape}")
-            return np.split(x, stops[:-1], axis)
+            before = (slice(None),) * (axis % x.ndim)
+            return [x[(*before, part)] for part in parts]
 
         return _Node(run, [self.proto.input[0]])
 
@@ -183,7 +195,7 @@ class _Builder:
     def _elementwise(self) -> _Node | None:
         if not self._floats():
             return None
-        ufunc = np.errstate(all="ignore")(ELEMENTWISE[self.proto.op_type])  # as engines do
+        ufunc = ELEMENTWISE[self.proto.op_type]
         first, second = (self._constant(k) for k in (0, 1))
         if first is None and second is None:
             return _Node(lambda a, b: (ufunc(a, b),), list(self.proto.input))
