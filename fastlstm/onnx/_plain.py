@@ -229,7 +229,7 @@ class _Walk:
     def _features(self, node: Proto, name: str) -> Axes:
         """The axes after a part that maps the last one."""
         axes = self._data(node, name)
-        if not axes or axes[-1] in (DIRECTIONS, INSERTED) or axes[-1] == self.time:
+        if not _ends_in_features(axes):
             raise NotPlain(f"{name_of(node)!r} ({node.op_type}) does not read features")
         return (*axes[:-1], FEATURES)
 
@@ -292,7 +292,7 @@ class _Walk:
         if weights[0] is None or _read.narrow(weights[0].dtype):
             raise NotPlain(f"{_node.label(node)}: its weights are narrower than float32")
         axes = self._data(node, inputs[0])
-        if len(axes) != 3 or self.last_step:
+        if len(axes) != 3 or not _ends_in_features(axes) or self.last_step:
             raise NotPlain(f"{_node.label(node)} does not read a sequence")
         time, batch = (axes[1], axes[0]) if made.batch_first else (axes[0], axes[1])
         if self.time not in (None, time) or time in (INSERTED, DIRECTIONS) or batch == DIRECTIONS:
@@ -438,7 +438,7 @@ class _Walk:
             raise NotPlain("no part of it is one that fastlstm knows")
         self._check_outputs()
         embeds = isinstance(self.parts[0], Dense) and self.parts[0].kind == "Embedding"
-        axes = range(len(self.x.axes) - (not embeds))  # of the input, its features left out
+        axes = range(_rank(self.x.axes) - (not embeds))  # of the input, its features left out
         wanted = (*(a for a in axes if not (self.last_step and a == self.time)), FEATURES)
         if self.end != wanted:
             raise NotPlain("its output does not have the order of its input")
@@ -474,6 +474,16 @@ class _Walk:
         self.parts.append(Dense("LastStep", {}, {}))
         self.last_step = True
         return value.axes
+
+
+def _rank(axes: Axes) -> int:
+    """Of the input, of whose axes none is lost."""
+    return sum(isinstance(a, int) for a in axes)
+
+
+def _ends_in_features(axes: Axes) -> bool:
+    """Whether the last axis is features: a module's, or the input's last one."""
+    return axes[-1:] == (FEATURES,) or axes[-1:] == (_rank(axes) - 1,)
 
 
 def _linear(weight: Array, bias: Array | None) -> Dense:
