@@ -113,6 +113,21 @@ def test_a_detector_runs_with_its_recurrent_node_on_fastlstm(engine):
         close(model({"sound": feeds["sound"]}, h_in=feeds["h_in"].tolist(), c_in=feeds["c_in"]), wanted)
 
 
+def test_what_a_model_refuses():
+    import copy
+
+    model = fastlstm.from_onnx(detector(np.random.default_rng(0)), engine="reference")
+    sound = np.ones((1, 32))
+    for call in (model, model.stream({"h_in": "h_out", "c_in": "c_out"}).step):
+        with pytest.raises(TypeError, match="inputs must map names to arrays, or be keywords, got ndarray"):
+            call(sound)
+        with pytest.raises(ValueError, match="inputs lack"):
+            call({})
+    for take in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="keep the ONNX file"):
+            take(model)
+
+
 def test_what_is_declared():
     model = fastlstm.from_onnx(detector(np.random.default_rng(0)), engine="reference")
     assert list(model.inputs) == ["sound", "h_in", "c_in"] and list(model.outputs) == [

@@ -111,7 +111,7 @@ class Graph:
         for value in [*graph.value_info, *graph.input, *graph.output]:
             tensor = value.type.tensor_type
             dims = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
-            if int(np.prod([float(max(d, 0)) for d in dims])) > _read.MOST_ELEMENTS:
+            if int(np.prod([float(max(d, 0)) for d in dims])) > _read.MOST_COMPUTED:
                 raise ValueError(f"{value.name!r} would have an absurd shape, {dims}")
             if tensor.elem_type:
                 types[value.name] = tensor.elem_type

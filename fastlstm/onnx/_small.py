@@ -188,7 +188,8 @@ class _Builder:
         index = self._constant(1)
         if index is None or self.proto.input[0] in self.graph.constants:
             return None
-        return self._first(lambda x: x.take(index, self.given.get("axis", 0)))
+        axis = self.given.get("axis", 0)
+        return self._first(lambda x: x.take(index, axis))
 
     # --- arithmetic ---
 
