@@ -194,6 +194,16 @@ class OnnxStream:
         raise TypeError("a stream cannot be pickled: keep its state, for model.stream(names, state)")
 
 
+def fixed_inputs(graph: Graph, given: Any) -> Named:
+    """Inputs that become constants, as the graph declares them."""
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"fixed must map names of inputs to arrays, got {type(given).__name__}")
+    ports = {name: port for name, port in graph.inputs.items() if port.dtype is not None}
+    if unknown := [name for name in given or {} if name not in ports]:
+        raise ValueError(f"fixed must be of {', '.join(ports)}, got {', '.join(map(str, unknown))!s:.500}")
+    return {name: np.asarray(_value(name, value, ports[name])) for name, value in (given or {}).items()}
+
+
 def _joined(inputs: Any, named: Named) -> Named:
     """Inputs from a mapping and from keywords."""
     if inputs is None:
