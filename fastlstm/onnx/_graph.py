@@ -10,7 +10,7 @@ import numpy as np
 from . import _engine, _read
 from ._read import Array, Proto
 
-# Before this version of the format each initializer had to be an input too: ONNX Runtime takes it as a constant.
+# Before this version of the format each initializer was an input too: ONNX Runtime takes it as a constant.
 CONSTANT_INITIALIZERS = 4
 
 RANDOM = frozenset(
