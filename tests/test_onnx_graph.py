@@ -728,6 +728,42 @@ def test_gemm_becomes_linear():
             fastlstm.from_onnx(proto, whole=False)
 
 
+def test_gemm_with_a_bias_for_each_row_is_no_linear():
+    """Of as many rows as outputs: the bias has the right size, along the wrong axis."""
+    rng = np.random.default_rng(3)
+    nodes = [helper.make_node("Gemm", ["x", "M", "b"], ["y"])]
+    weights = {"M": normal(rng, 4, 3), "b": normal(rng, 3, 1)}
+    proto = model_of(nodes, [("x", FLOAT, [None, 4])], [("y", FLOAT, [None, 3])], weights)
+    model = fastlstm.from_onnx(proto)
+    assert isinstance(model, OnnxModel)
+    x = normal(rng, 3, 4)
+    close(model(x=x), by_onnxruntime(proto, {"x": x}))
+
+
+def test_without_onnx_the_package_can_be_imported():
+    import subprocess
+    import sys
+
+    code = """
+import sys
+sys.modules["onnx"] = sys.modules["onnxruntime"] = None
+import fastlstm, fastlstm.onnx
+for call in (lambda: fastlstm.from_onnx(b""), lambda: fastlstm.to_onnx(fastlstm.LSTM(1, 1))):
+    try:
+        call()
+    except ImportError as error:
+        assert "pip install 'fastlstm[onnx]'" in str(error)
+    else:
+        raise SystemExit("no ImportError")
+try:
+    import fastlstm.onnx.backend
+except ImportError as error:
+    assert "fastlstm[onnx]" in str(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
 def test_a_plain_model_knows_where_its_parameters_are_from(tmp_path):
     from fastlstm.onnx import found
 

@@ -20,20 +20,18 @@ from ..modules import Sequential
 from . import _node, _read
 from ._graph import Graph, name_of
 from ._read import Array, Proto
+from ._small import ACTIVATIONS as ELEMENTWISE
+from ._small import gemm
 
 FEATURES, DIRECTIONS, LAYERS, INSERTED = "features", "directions", "layers", "inserted"
 Axes: TypeAlias = tuple[int | str, ...]
 
-ACTIVATIONS = {  # operators of one input that are Activations; ThresholdedRelu differs at the threshold
-    **{op: op.lower() for op in ("Relu", "Tanh", "Sigmoid", "Elu", "Softsign", "Softplus", "Softmax")},
-    "LeakyRelu": "leaky_relu", "HardSigmoid": "hard_sigmoid", "LogSoftmax": "log_softmax",
-}  # fmt: skip
+# Of operators with one input. ThresholdedRelu is none of them: it differs at the threshold.
+ACTIVATIONS = ELEMENTWISE | {"Softmax": "softmax", "LogSoftmax": "log_softmax"}
 MOVES = frozenset(
     {"Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Split", "Slice", "Gather", "Concat"}
 )
-SHAPES = frozenset(
-    {"Shape", "Gather", "Unsqueeze", "Concat", "Constant", "Cast"}
-)  # may serve a zero state alone
+SHAPES = frozenset({"Shape", "Gather", "Unsqueeze", "Concat", "Cast"})  # may serve a zero state alone
 OWN_NAME = re.compile(r"(\d+)\.l\d+")  # of nodes that `to_onnx` writes: the module's number first
 
 
@@ -211,20 +209,17 @@ class _Walk:
             self._bias(node, x, self._constant(node.input[1 - known[0]]))
             return
         weight, bias = self._constant(node.input[1]), None
-        if known != [0] or weight is None or weight.ndim != 2:
+        if known != [0] or weight is None or weight.ndim != 2 or weight.dtype not in (np.float32, np.float64):
             return
         if node.op_type == "Gemm":
-            attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | self._attributes(node)
-            if attributes["alpha"] != 1 or attributes["beta"] != 1 or attributes["transA"]:
+            own = self._constant(node.input[2]) if len(node.input) > 2 else None
+            found = gemm(self._attributes(node), weight, own, node)
+            if found is None:
                 return
-            weight = weight.T if attributes["transB"] else weight
-            if len(node.input) > 2 and node.input[2]:
-                bias = self._constant(node.input[2])
-                if bias is None or bias.size != weight.shape[1]:
-                    return
-        if weight.dtype not in (np.float32, np.float64):
-            return
-        self._append(_linear(weight.T, None if bias is None else bias.ravel()), node, self._features(node, x))
+            weight, bias = found
+        else:
+            weight = weight.T
+        self._append(_linear(weight, bias), node, self._features(node, x))
 
     def _features(self, node: Proto, name: str) -> Axes:
         """The axes after a part that maps the last one."""

@@ -8,7 +8,7 @@ segment of nothing else is run here. Whatever else a node may mean is left to th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -73,6 +73,25 @@ def runner(
         return [values[k] for k in wanted]
 
     return run
+
+
+def gemm(
+    given: Mapping[str, Any], weight: Array | None, bias: Array | None, node: Proto
+) -> tuple[Array, Array | None] | None:
+    """The weight [O, I] and the bias [O] of a Gemm that is a dense layer; None if it is none."""
+    usual = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if (
+        weight is None
+        or weight.ndim != 2
+        or any(given.get(key, value) != value for key, value in usual.items())
+    ):
+        return None
+    weight = weight if given.get("transB") else weight.T
+    if len(node.input) < 3 or not node.input[2]:
+        return weight, None
+    if bias is None or bias.shape not in (weight.shape[:1], (1, len(weight))):
+        return None
+    return weight, bias.ravel()
 
 
 class _Builder:
@@ -226,16 +245,8 @@ class _Builder:
         return None if linear is None or self._constant(0) is not None else self._first(linear)
 
     def _gemm(self) -> _Node | None:
-        weight, bias = self._constant(1), self._constant(2)
-        usual = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-        if weight is None or any(self.given.get(key, value) != value for key, value in usual.items()):
-            return None
-        weight = weight if self.given.get("transB") else weight.T
-        if len(self.proto.input) > 2 and (
-            bias is None or bias.shape not in (weight.shape[:1], (1, len(weight)))
-        ):
-            return None
-        linear = self._linear(weight, None if bias is None else bias.ravel())
+        found = gemm(self.given, self._constant(1), self._constant(2), self.proto)
+        linear = None if found is None else self._linear(*found)
         return None if linear is None or self._constant(0) is not None else self._first(linear)
 
     def _conv(self) -> _Node | None:
