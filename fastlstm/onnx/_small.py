@@ -60,7 +60,6 @@ def runner(
         steps.append(_Step(part.run, reads, writes, f"{node.op_type} {name_of(node)!r}"))
     wanted, more = [places[name] for name in outputs], [None] * (len(places) - len(inputs))
 
-    @np.errstate(all="ignore")  # infinities and NaN are values like any other, as for engines
     def run(given: Sequence[Any]) -> Sequence[Any]:
         values = [*given, *more]
         for step in steps:
@@ -72,6 +71,8 @@ def runner(
                 values[k] = value
         return [values[k] for k in wanted]
 
+    if any(node.op_type in ELEMENTWISE for node in nodes):  # infinities and NaN are values like any other
+        return np.errstate(all="ignore")(run)
     return run
 
 
