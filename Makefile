@@ -8,7 +8,7 @@ PYTHON ?= python3
 CLANG ?= clang
 AARCH64_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
-# Of pyproject.toml: `make test EXTRAS=test,torch,onnx` compares with PyTorch, ONNX and ONNX Runtime too.
+# Of pyproject.toml: `make test EXTRAS=test,torch,keras,onnx` compares with PyTorch, Keras and ONNX Runtime too.
 EXTRAS ?= test
 # Arguments for pytest, the benchmark or the demo: `make test ARGS="-k stream -x"`.
 ARGS ?=
@@ -118,7 +118,8 @@ tsan: $(filter %threads %linear %pool %stress,$(call programs,tsan)) ## the C th
 
 # What never reaches the core, or starts another program that loads it, is left out.
 ASAN_TESTS := $(addprefix --ignore=$(CURDIR)/tests/test_,$(addsuffix .py,reference typing readme package bench cli demo same_bits \
-	same_bits_backward oracle_bites c source_rules losses optimizers ngram train examples compare_training verify))
+	same_bits_backward oracle_bites c source_rules losses optimizers ngram train examples compare_training verify convert)) \
+	$(addprefix --ignore-glob=$(CURDIR)/tests/test_,*torch*.py *keras*.py *onnx*.py)
 # The extension and the package in a folder of their own, under both sanitizers; without torch, which is not built for it.
 asan-python: $(TEST_VENV) ## the Python tests under AddressSanitizer and UBSan
 	.venv-test/bin/python $(PIP) install -q "setuptools>=77" "Cython>=3"

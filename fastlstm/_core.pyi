@@ -1,6 +1,6 @@
 """The Cython edge over the C core (`_core.pyx`). Private: arguments come validated from `_check`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, TypedDict
 
 import numpy as np
@@ -68,6 +68,20 @@ class Core:
         self, x: object, state: object, batch_first: bool
     ) -> tuple[Array, Array, Array | None] | None: ...
 
+    def forward_tensors(
+        self,
+        export: Callable[[Any], object],
+        x: object,
+        h: object | None,
+        c: object | None,
+        batch_first: bool,
+        cell: bool,
+    ) -> tuple[Array, Array | None, Array | None] | None: ...
+
+class Watch:
+    def __init__(self, export: Callable[[Any], object], arrays: dict[str, Any], item_size: int) -> None: ...
+    def unchanged(self, arrays: dict[str, Any], thorough: bool) -> bool: ...
+
 class TapeCore:
     def __init__(
         self,
@@ -89,7 +103,7 @@ class TapeCore:
         dy: Array,
         dh_n: Array | None,
         dc_n: Array | None,
-        dx: Array,
+        dx: Array | None,
         dh0: Array | None,
         dc0: Array | None,
         parameters: Sequence[Mapping[str, Array | None]],

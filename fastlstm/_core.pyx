@@ -2,9 +2,9 @@
 """The Cython edge: buffers in, one call of the C core, exceptions out. Arguments come validated from `_check`; only
 `StreamCore.step` and `PoolCore.step` check their arrays themselves, because that path can afford nothing else."""
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport strcmp
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, strcmp
 
 import numpy as np
 
@@ -145,6 +145,35 @@ cdef extern from "internal.h" nogil:
     fl_split fl_last_split()
     double fl_os_now_us()
 
+cdef extern from "Python.h":
+    void *PyCapsule_GetPointer(object, const char *) except NULL
+
+cdef extern from *:
+    """
+    /* DLPack's description of an array, as its capsules hold it (github.com/dmlc/dlpack, version 0.8). */
+    typedef struct {
+        void *data;
+        struct { int32_t type, id; } device; /* type 1 is the CPU */
+        int32_t ndim;
+        struct { uint8_t code, bits; uint16_t lanes; } dtype; /* code 2 is a float */
+        int64_t *shape, *strides; /* in elements; NULL strides: C-contiguous */
+        uint64_t byte_offset;
+    } dl_tensor;
+    """
+    ctypedef struct dl_device:
+        int32_t type
+    ctypedef struct dl_type:
+        uint8_t code, bits
+        uint16_t lanes
+    ctypedef struct dl_tensor:
+        void *data
+        dl_device device
+        int32_t ndim
+        dl_type dtype
+        int64_t *shape
+        int64_t *strides
+        uint64_t byte_offset
+
 cdef extern from *:
     """
     #if defined(__clang__)
@@ -190,6 +219,26 @@ cdef fl_array array_of(array) noexcept:
     a.data = data_of(array)
     a.count = 0 if array is None else cnp.PyArray_SIZE(array)
     return a
+
+
+cdef const dl_tensor *described(capsule) except NULL:
+    """What a DLPack capsule says; it is valid while the capsule lives."""
+    return <const dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")
+
+
+cdef void *floats_of(const dl_tensor *a, int item_size) noexcept:
+    """The data, if it is a C-contiguous array of floats of that size in the CPU's memory, not empty; else NULL."""
+    cdef int64_t expected = 1
+    cdef int i
+    cdef uint64_t at = <uint64_t>a.data + a.byte_offset
+    if (a.device.type != 1 or a.dtype.code != 2 or a.dtype.lanes != 1 or a.dtype.bits != 8 * item_size
+            or a.data == NULL or at % item_size):
+        return NULL
+    for i in range(a.ndim - 1, -1, -1):
+        if a.shape[i] < 1 or (a.shape[i] > 1 and a.strides != NULL and a.strides[i] != expected):
+            return NULL
+        expected *= a.shape[i]
+    return <void *>at
 
 
 cdef fl_activation activation_of(str name, double alpha, double beta):
@@ -439,6 +488,200 @@ cdef class Core:
         self.forward(x, h, c, None, y, h_n, c_n, batch_first)
         return y, h_n, c_n
 
+    def forward_tensors(self, export, x, h, c, bint batch_first, bint cell):
+        """The call for arrays of another library, without detours: x [T, B, I] ([B, T, I]) and the states, or of a
+        cell x [B, I] and states [B, ..]; None for zeros. `export` makes DLPack capsules of them, whose word is taken
+        for all that is read.
+
+        Returns (y, h_n, c_n); of a cell (y, None, c_n). None where anything is not as the core takes it: dtype,
+        shape, memory, an empty x.
+        """
+        cdef fl_sequence q
+        cdef fl_status status
+        cdef int64_t rows = 1 if cell else self.num_layers * self.directions
+        cdef cnp.npy_intp shape[3]
+        cdef int t = 1 if batch_first else 0, ndim = 2 if cell else 3
+        cdef const dl_tensor *a
+        x = export(x)
+        a = described(x)
+        q.size = sizeof(fl_sequence)
+        q.x = floats_of(a, self.item_size)
+        if q.x == NULL or a.ndim != ndim or a.shape[ndim - 1] != self.input_size:
+            return None
+        q.T = 1 if cell else a.shape[t]
+        q.B = a.shape[0] if cell else a.shape[1 - t]
+        q.h0 = q.c0 = q.lengths = NULL
+        if h is not None:
+            h = export(h)
+            q.h0 = self.state_of(described(h), rows, q.B, self.output_size, cell)
+            if q.h0 == NULL:
+                return None
+        if c is not None:
+            c = export(c)
+            q.c0 = self.state_of(described(c), rows, q.B, self.hidden_size, cell)
+            if q.c0 == NULL or not self.has_c:
+                return None
+        q.x_stride_t = self.input_size * (1 if batch_first else q.B)
+        q.x_stride_b = self.input_size * (q.T if batch_first else 1)
+        shape[0] = a.shape[0]
+        shape[1] = self.output_size if cell else a.shape[1]
+        shape[2] = self.directions * self.output_size
+        q.y_stride_t = shape[2] * (1 if batch_first else q.B)
+        q.y_stride_b = shape[2] * (q.T if batch_first else 1)
+        y = cnp.PyArray_EMPTY(ndim, shape, self.type_num, 0)
+        h_n = c_n = None
+        shape[0] = q.B if cell else rows
+        shape[1] = self.output_size if cell else q.B
+        shape[2] = self.output_size
+        if not cell:
+            h_n = cnp.PyArray_EMPTY(ndim, shape, self.type_num, 0)
+        if self.has_c:
+            shape[ndim - 1] = self.hidden_size
+            c_n = cnp.PyArray_EMPTY(ndim, shape, self.type_num, 0)
+        q.y = cnp.PyArray_DATA(<cnp.ndarray>y)
+        q.h_n = <void *>data_of(h_n)
+        q.c_n = <void *>data_of(c_n)
+        if fl_estimate_us(self.layer, q.T, q.B) > GIL_US:
+            with nogil:
+                status = fl_forward(self.layer, &q)
+        else:
+            status = fl_forward(self.layer, &q)
+        check(status)
+        return y, h_n, c_n
+
+    cdef const void *state_of(self, const dl_tensor *a, int64_t rows, int64_t B, int64_t width, bint cell) noexcept:
+        cdef int64_t *shape = a.shape if cell else a.shape + 1
+        if a.ndim != (2 if cell else 3) or not cell and a.shape[0] != rows or shape[0] != B or shape[1] != width:
+            return NULL
+        return floats_of(a, self.item_size)
+
+
+cdef enum:
+    FEW = 64
+    MANY = 65536
+
+
+cdef struct samples:
+    int64_t step, count  # every step-th element, so many of them
+    char *kept
+
+
+cdef struct seen_array:
+    const char *data
+    int64_t rows, columns, count
+    int64_t version
+    samples few, many
+
+
+cdef bint same_samples(const char *data, const samples *s, int item_size) noexcept nogil:
+    cdef uint64_t differ = 0
+    cdef int64_t k, at = 0
+    if s.step == 1:
+        return memcmp(data, s.kept, s.count * item_size) == 0
+    if item_size == 4:
+        for k in range(s.count):
+            differ |= (<const uint32_t *>data)[at] ^ (<const uint32_t *>s.kept)[k]
+            at += s.step
+    else:
+        for k in range(s.count):
+            differ |= (<const uint64_t *>data)[at] ^ (<const uint64_t *>s.kept)[k]
+            at += s.step
+    return differ == 0
+
+
+cdef bint have_a_factor(int64_t a, int64_t b) noexcept:
+    while b:
+        a, b = b, a % b
+    return a > 1
+
+
+cdef int take_samples(const seen_array *a, int64_t most, int item_size, samples *s) except -1:
+    cdef int64_t k
+    s.step = (a.count + most - 1) // most
+    while have_a_factor(s.step, a.columns):  # or else it would never visit some columns
+        s.step += 1
+    s.count = (a.count + s.step - 1) // s.step
+    s.kept = <char *>malloc(s.count * item_size)
+    if s.kept == NULL:
+        raise MemoryError("weights: no memory")
+    for k in range(s.count):
+        memcpy(s.kept + k * item_size, a.data + k * s.step * item_size, item_size)
+    return 0
+
+
+cdef class Watch:
+    """Whether arrays still hold what they held: the same memory, the same `_version` (which PyTorch counts up at every
+    change in place that it sees) and, at up to FEW or MANY places of each, the same bits.
+
+    arrays: a dict of C-contiguous vectors and matrices, one dtype, which the owner keeps alive. `export` makes DLPack
+    capsules of them.
+    """
+
+    cdef object export
+    cdef tuple names
+    cdef int item_size
+    cdef seen_array *seen
+
+    def __cinit__(self, export, dict arrays, int item_size):
+        cdef seen_array *s
+        cdef int64_t i
+        self.export = export
+        self.names = tuple(arrays)
+        self.item_size = item_size
+        self.seen = <seen_array *>calloc(len(self.names) + 1, sizeof(seen_array))
+        if self.seen == NULL:
+            raise MemoryError("weights: no memory")
+        for i, array in enumerate(arrays.values()):
+            s = &self.seen[i]
+            capsule = export(array)
+            if not self.measure(described(capsule), s):
+                raise ValueError("weights: wanted C-contiguous vectors and matrices of one dtype")
+            s.version = version_of(array)
+            take_samples(s, FEW, item_size, &s.few)
+            take_samples(s, MANY, item_size, &s.many)
+
+    def __dealloc__(self):
+        cdef int64_t i
+        if self.seen != NULL:
+            for i in range(len(self.names)):
+                free(self.seen[i].few.kept)
+                free(self.seen[i].many.kept)
+        free(self.seen)
+
+    cdef bint measure(self, const dl_tensor *a, seen_array *s) noexcept:
+        s.data = <const char *>floats_of(a, self.item_size)
+        if s.data == NULL or a.ndim < 1 or a.ndim > 2:
+            return False
+        s.rows = a.shape[0]
+        s.columns = a.shape[1] if a.ndim == 2 else 1
+        s.count = s.rows * s.columns
+        return True
+
+    def unchanged(self, dict arrays, bint thorough):
+        """Whether these arrays, by the same names, are those; thorough: at all the places, else at FEW of each."""
+        cdef seen_array now
+        cdef seen_array *s
+        cdef int64_t i
+        for i in range(len(self.names)):
+            array = arrays.get(self.names[i])
+            if array is None:
+                return False
+            s = &self.seen[i]
+            capsule = self.export(array)  # which keeps the memory for as long as it is looked at
+            if (not self.measure(described(capsule), &now) or now.data != s.data or now.rows != s.rows
+                    or now.columns != s.columns or version_of(array) != s.version
+                    or not same_samples(s.data, &s.many if thorough else &s.few, self.item_size)):
+                return False
+        return True
+
+
+cdef int64_t version_of(array) except -2:
+    """-1 if PyTorch does not count, as for tensors made in inference mode."""
+    try:
+        return array._version
+    except RuntimeError:
+        return -1
+
 
 cdef fl_gradient gradient_of(array) noexcept:
     cdef fl_gradient g
@@ -472,8 +715,8 @@ cdef class TapeCore:
     def nbytes(self):
         return fl_tape_bytes(self.tape)
 
-    def backward(self, cnp.ndarray dy, dh_n, dc_n, cnp.ndarray dx, dh0, dc0, parameters):
-        """Fills dx, dh0, dc0 and the arrays of parameters, a dict for each direction."""
+    def backward(self, cnp.ndarray dy, dh_n, dc_n, dx, dh0, dc0, parameters):
+        """Fills dx, dh0, dc0 and the arrays of parameters, a dict for each direction; None: not wanted."""
         cdef fl_gradients g
         cdef fl_status status
         g.size = sizeof(fl_gradients)
@@ -482,9 +725,9 @@ cdef class TapeCore:
         g.dy_stride_b = dy.strides[1] // self.item_size
         g.dh_n = data_of(dh_n)
         g.dc_n = data_of(dc_n)
-        g.dx = cnp.PyArray_DATA(dx)
-        g.dx_stride_t = dx.strides[0] // self.item_size
-        g.dx_stride_b = dx.strides[1] // self.item_size
+        g.dx = <void *>data_of(dx)
+        g.dx_stride_t = 0 if dx is None else dx.strides[0] // self.item_size
+        g.dx_stride_b = 0 if dx is None else dx.strides[1] // self.item_size
         g.dh0 = <void *>data_of(dh0)
         g.dc0 = <void *>data_of(dc0)
         for i, names in enumerate(parameters):

@@ -72,9 +72,13 @@ def save(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """A layer or module, and perhaps more metadata."""
+    write_tensors(path, parameters, {METADATA_KEY: description(options), **(metadata or {})})
+
+
+def description(options: AnyOptions) -> str:
+    """The options as JSON, which `options_of` reads."""
     version = VERSION if isinstance(options, Options) else MODULE_VERSION
-    config = json.dumps({"version": version, **_described(options)})
-    write_tensors(path, parameters, {METADATA_KEY: config, **(metadata or {})})
+    return json.dumps({"version": version, **_described(options)})
 
 
 def write_tensors(
@@ -137,24 +141,41 @@ def replace_file(target: str, data: bytes) -> None:
 def load(path: str | os.PathLike[str], given: Mapping[str, Any]) -> tuple[AnyOptions, dict[str, Array]]:
     """The options and parameters of the layer or module in a file; `given` are the user's options."""
     path = os.fspath(path)
-    options: AnyOptions
     with open(path, "rb") as file:
         _refuse_others(path, file)
         with _blaming(path):
             entries, metadata = _header(file)
-            own = METADATA_KEY in metadata
-            kind, facts = _own(metadata[METADATA_KEY]) if own else _inferred(entries)
-            parts = _parts(facts) if kind == "Sequential" else None
-        options = _merged(path, kind, facts, given, own) if parts is None else _converted(parts, given)
+        options = options_of(path, entries, metadata.get(METADATA_KEY), given)
         with _blaming(path):
-            held = _check.held(options)
-            wrong = _check.mismatch(held, {name: e.shape for name, e in entries.items()})
-            if wrong:
-                raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
-            dtypes = {name: _check.held_dtype(options, name) for name in held}
-            arrays = {name: _tensor(file, name, entries[name], dtypes[name]) for name in held}
+            dtypes = {name: _check.held_dtype(options, name) for name in _check.held(options)}
+            arrays = {name: _tensor(file, name, entries[name], dtype) for name, dtype in dtypes.items()}
             _check.check_held(arrays, options)
             return options, arrays
+
+
+def options_of(
+    path: str,
+    entries: Mapping[str, Entry],
+    text: str | None,
+    given: Mapping[str, Any],
+    implied: Mapping[str, Mapping[str, Any]] = {},
+) -> AnyOptions:
+    """The options of the layer or module whose parameters a file holds: what its description says, or if it
+    has none, what PyTorch's names and the shapes tell, and for each cell what the format implies; `given` are
+    the user's."""
+    options: AnyOptions
+    with _blaming(path):
+        kind, facts = _inferred(entries) if text is None else _own(text)
+        parts = _parts(facts) if kind == "Sequential" else None
+    if parts is None:
+        options = _merged(path, kind, facts, {**implied.get(kind, {}), **given}, text is not None)
+    else:
+        options = _converted(parts, given)
+    with _blaming(path):
+        wrong = _check.mismatch(_check.held(options), {name: e.shape for name, e in entries.items()})
+        if wrong:
+            raise ValueError(f"does not hold the parameters of {options!r}: {wrong}")
+    return options
 
 
 @contextlib.contextmanager

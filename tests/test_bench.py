@@ -284,8 +284,6 @@ def peer() -> Iterator[Make]:
         each.close()
 
 
-
-
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "numpy"])
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

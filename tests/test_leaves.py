@@ -4,16 +4,13 @@ Embedding, Linear and Dropout are in test_modules.py.
 """
 
 import math
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from each_path import output_on_each_path
 
 import fastlstm
-from fastlstm import _core
 
 ELEVEN = [
     "sigmoid",
@@ -390,12 +387,5 @@ for dtype in ("float32", "float64"):
         bits.update(a.tobytes())
     print(bits.hexdigest())
 """
-    found = {}
-    for path in _core.isas():
-        if path == "portable" and "fma" not in _core.cpu_features():
-            continue
-        environment = {**os.environ, "FASTLSTM_ISA": path}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        found[path] = done.stdout
+    found = output_on_each_path(code)
     assert len(set(found.values())) == 1, found

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import pickle
-import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+from each_path import output_on_each_path
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -25,7 +25,6 @@ from fastlstm import (
     GatedRNN,
     Linear,
     Sequential,
-    _core,
     leaves,
     reference,
 )
@@ -373,14 +372,7 @@ for dtype in ("float32", "float64"):
     dx = net[2].record(np.ones((7, 33))).backward(y[0]).input
     print(hashlib.sha256(y.tobytes() + dx.tobytes()).hexdigest())
 """
-    found = {}
-    for path in _core.isas():
-        if path == "portable" and "fma" not in _core.cpu_features():
-            continue
-        environment = {**os.environ, "FASTLSTM_ISA": path}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        found[path] = done.stdout
+    found = output_on_each_path(code)
     assert len(set(found.values())) == 1, found
 
 

@@ -18,8 +18,17 @@ from fastlstm import reference
 from fastlstm.reference import GRU, LSTM, RNN, Activation, GatedRNN
 
 ACTIVATIONS = [  # with parameters that are not the defaults
-    "sigmoid", "tanh", "relu", ("affine", 0.7, -0.2), ("leaky_relu", 0.3), ("thresholded_relu", 0.2),
-    ("scaled_tanh", 1.3, 0.6), ("hard_sigmoid", 0.4, 0.3), ("elu", 0.6), "softsign", "softplus",
+    "sigmoid",
+    "tanh",
+    "relu",
+    ("affine", 0.7, -0.2),
+    ("leaky_relu", 0.3),
+    ("thresholded_relu", 0.2),
+    ("scaled_tanh", 1.3, 0.6),
+    ("hard_sigmoid", 0.4, 0.3),
+    ("elu", 0.6),
+    "softsign",
+    "softplus",
 ]
 CELLS: list[tuple[Any, dict[str, Any]]] = [
     *[
@@ -28,11 +37,18 @@ CELLS: list[tuple[Any, dict[str, Any]]] = [
         for peepholes in (False, True)
         for forget in ({}, {"forget_gate": False}, {"coupled_gates": True})
     ],
-    (GRU, {}), (GRU, {"reset_after": False}), (RNN, {}), (RNN, {"nonlinearity": "relu"}), (GatedRNN, {}),
+    (GRU, {}),
+    (GRU, {"reset_after": False}),
+    (RNN, {}),
+    (RNN, {"nonlinearity": "relu"}),
+    (GatedRNN, {}),
 ]
 STRUCTURES: list[dict[str, Any]] = [
-    {}, {"reverse": True, "batch_first": True}, {"num_layers": 2, "bidirectional": True, "dropout": 0.3},
-    {"num_layers": 3, "bias": False, "clip": 0.6}, {"bidirectional": True, "clip": 0.9, "batch_first": True},
+    {},
+    {"reverse": True, "batch_first": True},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.3},
+    {"num_layers": 3, "bias": False, "clip": 0.6},
+    {"bidirectional": True, "clip": 0.9, "batch_first": True},
 ]
 
 
@@ -104,8 +120,10 @@ def test_parity_of_a_run_of_ones(x: list[int], expected: list[int], dtype: str) 
     lstm = LSTM(1, 1, dtype=dtype)
     lstm.load_state_dict(  # i, f, g, o
         {
-            "weight_ih_l0": [[100], [0], [50], [100]], "weight_hh_l0": [[0], [0], [-100], [0]],
-            "bias_ih_l0": [100, -100, 0, 0], "bias_hh_l0": [0, 0, 0, 0],
+            "weight_ih_l0": [[100], [0], [50], [100]],
+            "weight_hh_l0": [[0], [0], [-100], [0]],
+            "bias_ih_l0": [100, -100, 0, 0],
+            "bias_hh_l0": [0, 0, 0, 0],
         }
     )
     output, _ = lstm(np.reshape(x, (-1, 1)))
@@ -223,8 +241,14 @@ def test_gradients_of_single_units_and_single_steps(cls: Any, options: dict[str,
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=name_of)
 @pytest.mark.parametrize(
     "cls, options",
-    [(LSTM, {}), (LSTM, {"peepholes": True, "coupled_gates": True}), (GRU, {}), (GRU, {"reset_after": False}),
-     (RNN, {}), (GatedRNN, {})],
+    [
+        (LSTM, {}),
+        (LSTM, {"peepholes": True, "coupled_gates": True}),
+        (GRU, {}),
+        (GRU, {"reset_after": False}),
+        (RNN, {}),
+        (GatedRNN, {}),
+    ],
     ids=name_of,
 )
 def test_gradients_of_activations(cls: Any, options: Any, activation: Any, clip: float | None) -> None:
@@ -303,8 +327,12 @@ def test_activation_values(spec: Any, dtype: Any) -> None:
 
 def test_activation_defaults_are_those_of_onnx() -> None:
     defaults = {
-        "affine": (1, 0), "leaky_relu": (0.01, 0), "thresholded_relu": (1, 0), "scaled_tanh": (1, 1),
-        "hard_sigmoid": (0.2, 0.5), "elu": (1, 0),
+        "affine": (1, 0),
+        "leaky_relu": (0.01, 0),
+        "thresholded_relu": (1, 0),
+        "scaled_tanh": (1, 1),
+        "hard_sigmoid": (0.2, 0.5),
+        "elu": (1, 0),
     }
     for name in reference.FUNCTIONS:
         for spec in (name, (name,), (name, None), (name, None, None), [name]):
@@ -317,8 +345,13 @@ def test_activation_defaults_are_those_of_onnx() -> None:
 def test_slopes_at_kinks() -> None:
     """By convention: from the left, hard_sigmoid's 0 on both sides, the clip's 1 at its very edge."""
     for name, s, expected in [
-        ("relu", 0, 0), ("leaky_relu", 0, 0.25), ("elu", 0, 0.25), ("thresholded_relu", 0.25, 0),
-        ("hard_sigmoid", -2, 0), ("hard_sigmoid", 2, 0), ("affine", 0.5, 0.25),
+        ("relu", 0, 0),
+        ("leaky_relu", 0, 0.25),
+        ("elu", 0, 0.25),
+        ("thresholded_relu", 0.25, 0),
+        ("hard_sigmoid", -2, 0),
+        ("hard_sigmoid", 2, 0),
+        ("affine", 0.5, 0.25),
     ]:
         activation, point = Activation(name, 0.25, 0.5, 2.0), np.array([s], np.float64)
         assert activation.backward(point, activation(point), np.ones(1)) == expected, name
@@ -612,7 +645,11 @@ def test_signatures_are_those_of_the_fast_layers(cls: Any, method: str) -> None:
 # --- PyTorch ----------------------------------------------------------------------------------------------
 
 TORCH: list[tuple[str, dict[str, Any]]] = [
-    ("LSTM", {}), ("LSTM", {"proj_size": 2}), ("GRU", {}), ("RNN", {}), ("RNN", {"nonlinearity": "relu"})
+    ("LSTM", {}),
+    ("LSTM", {"proj_size": 2}),
+    ("GRU", {}),
+    ("RNN", {}),
+    ("RNN", {"nonlinearity": "relu"}),
 ]
 
 
@@ -659,7 +696,9 @@ def test_torch(cls: str, options: dict[str, Any], kind: str) -> None:
 
 ONNX_GATES = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}  # ONNX has i, o, f, c and z, r, h
 DIRECTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("forward", {}), ("reverse", {"reverse": True}), ("bidirectional", {"bidirectional": True})
+    ("forward", {}),
+    ("reverse", {"reverse": True}),
+    ("bidirectional", {"bidirectional": True}),
 ]
 
 
@@ -693,7 +732,8 @@ def onnx_case(layer: Any, dtype: Any, lengths: Any, **attributes: Any) -> tuple[
     outputs = ["Y", "Y_h", "Y_c"][: 3 if cell == "LSTM" else 2]
     kind = TensorProto.FLOAT if dtype == np.float32 else TensorProto.DOUBLE
     graph = helper.make_graph(
-        [helper.make_node(cell, names, outputs, hidden_size=hidden, **attributes)], "g",
+        [helper.make_node(cell, names, outputs, hidden_size=hidden, **attributes)],
+        "g",
         [helper.make_tensor_value_info(name, kind, v.shape) for name, v in feeds.items()],
         [helper.make_tensor_value_info(name, kind, None) for name in outputs],
         [numpy_helper.from_array(v, name) for name, v in constants.items()],
@@ -708,8 +748,11 @@ def onnx_case(layer: Any, dtype: Any, lengths: Any, **attributes: Any) -> tuple[
 @pytest.mark.parametrize(
     "cls, options, attributes",
     [
-        (LSTM, {}, {}), (LSTM, {"peepholes": True}, {}), (GRU, {"reset_after": False}, {}),
-        (GRU, {}, {"linear_before_reset": 1}), (RNN, {}, {}),
+        (LSTM, {}, {}),
+        (LSTM, {"peepholes": True}, {}),
+        (GRU, {"reset_after": False}, {}),
+        (GRU, {}, {"linear_before_reset": 1}),
+        (RNN, {}, {}),
     ],
     ids=name_of,
 )
@@ -753,7 +796,9 @@ def assert_onnxruntime_agrees(layer: Any, lengths: Any = None, **attributes: Any
     [
         (LSTM, {"peepholes": True}, {}),
         (LSTM, {"peepholes": True, "coupled_gates": True}, {"input_forget": 1}),
-        (GRU, {"reset_after": False}, {}), (GRU, {}, {"linear_before_reset": 1}), (RNN, {}, {}),
+        (GRU, {"reset_after": False}, {}),
+        (GRU, {}, {"linear_before_reset": 1}),
+        (RNN, {}, {}),
     ],
     ids=name_of,
 )

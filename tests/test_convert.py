@@ -1,0 +1,222 @@
+"""`fastlstm convert` and `inspect`: from every format into every other, what is refused, what is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastlstm
+from fastlstm import cli
+
+FORMATS = {"safetensors": [], "pt": ["torch"], "keras": ["keras", "h5py", "torch"], "onnx": ["onnx"]}
+
+
+def needs(*formats: str) -> None:
+    for name in formats:
+        for package in FORMATS[name]:
+            pytest.importorskip(package)
+
+
+def run(*arguments: Any) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+def random_weights(model: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    model.load_state_dict({name: rng.normal(0, 0.4, v.shape) for name, v in model.state_dict().items()})
+    return model
+
+
+def classifier() -> fastlstm.Sequential:
+    return random_weights(
+        fastlstm.Sequential(
+            fastlstm.Embedding(11, 5),
+            fastlstm.LSTM(5, 7, bidirectional=True, batch_first=True),
+            fastlstm.GRU(14, 6, batch_first=True),
+            fastlstm.LastStep(),
+            fastlstm.Linear(6, 4),
+            fastlstm.Activation("softmax"),
+        )
+    )
+
+
+MODELS = {
+    "lstm": lambda: random_weights(fastlstm.LSTM(5, 7, num_layers=2, batch_first=True)),
+    "gru": lambda: random_weights(fastlstm.GRU(5, 7, bidirectional=True, batch_first=True)),
+    "classifier": classifier,
+}
+
+
+def output(model: Any) -> Any:
+    options = model._options
+    embeds = getattr(options, "embeds", False)
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 11, (4, 6)) if embeds else rng.normal(size=(4, 6, 5)).astype("float32")
+    return model(x)[0]
+
+
+# --- convert ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("middle", FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back(name: str, middle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """safetensors -> another format -> safetensors: the same weights to the last bit, the same output."""
+    needs(middle)
+    model = MODELS[name]()
+    first, there, back = (tmp_path / f for f in ("a.safetensors", f"b.{middle}", "c.safetensors"))
+    model.save(first)
+    assert run("convert", first, there) == 0, capsys.readouterr().err
+    assert run("convert", there, back) == 0, capsys.readouterr().err
+    twin = fastlstm.load(back)
+    assert np.array_equal(output(twin), output(model))
+    said = capsys.readouterr().out
+    assert str(there) in said and f"{os.path.getsize(there):,} bytes" in said
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("source", [f for f in FORMATS if f != "safetensors"])
+def test_between_any_two(source: str, target: str, tmp_path: Path) -> None:
+    needs(source, target)
+    model = classifier()
+    model.save(tmp_path / "a.safetensors")
+    paths = tmp_path / f"b.{source}", tmp_path / f"c.{target}", tmp_path / "d.safetensors"
+    for here, there in zip((tmp_path / "a.safetensors", *paths), paths, strict=False):
+        assert run("convert", here, there) == 0
+    assert np.array_equal(output(fastlstm.load(paths[-1])), output(model))
+
+
+def test_a_bare_file_takes_what_it_leaves_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import safetensors.numpy
+
+    rnn, gru = fastlstm.RNN(3, 5, nonlinearity="relu"), fastlstm.GRU(3, 5, reset_after=False)
+    for layer, word, options in ((rnn, "nonlinearity", ["relu"]), (gru, "reset", ["before"])):
+        bare, target = tmp_path / f"{word}.safetensors", tmp_path / f"{word}-whole.safetensors"
+        safetensors.numpy.save_file(layer.state_dict(), bare)
+        assert run("convert", bare, target) == 2 and not target.exists()
+        assert word in capsys.readouterr().err
+        assert run("convert", bare, target, f"--{word}", *options) == 0
+        assert repr(fastlstm.load(target)) == repr(layer)
+
+
+def test_what_is_refused_is_one_line_and_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fastlstm.LSTM(2, 3).save(good := tmp_path / "m.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(good.read_bytes()[:-1])
+    (tmp_path / "word.txt").write_text("no model")
+    cases = [
+        (good, good, "would replace"),
+        (good, tmp_path / "m.xyz", "suffix"),
+        (tmp_path / "word.txt", tmp_path / "x.safetensors", "suffix"),
+        (tmp_path / "none.safetensors", tmp_path / "x.safetensors", "No such file"),
+        (tmp_path / "torn.safetensors", tmp_path / "x.safetensors", "torn.safetensors"),
+        (good, tmp_path / "none" / "x.safetensors", "No such file"),
+    ]
+    before = sorted(tmp_path.iterdir())
+    for source, target, said in cases:
+        assert run("convert", source, target) == 2
+        out, err = capsys.readouterr()
+        assert said in err and err.count("\n") == 1 and not out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# --- inspect ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_inspect(format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs(format)
+    model = classifier()
+    model.save(tmp_path / "a.safetensors")
+    path = tmp_path / f"m.{format}"
+    assert format == "safetensors" or run("convert", tmp_path / "a.safetensors", path) == 0
+    path = tmp_path / "a.safetensors" if format == "safetensors" else path
+    capsys.readouterr()
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert run("inspect", path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    held = model.state_dict()
+    assert facts["numbers"] == sum(v.size for v in held.values())
+    assert facts["parameter_bytes"] == sum(v.nbytes for v in held.values())
+    assert {p["name"]: tuple(p["shape"]) for p in facts["parameters"]} == {
+        n: v.shape for n, v in held.items()
+    }
+    assert all(p["origin"] for p in facts["parameters"])
+    assert facts["modules"][1]["options"]["bidirectional"] is True and facts["bytes"] == os.path.getsize(path)
+    for name in ("Embedding(11, 5)", "LSTM(5, 7", "LastStep()", "1.weight_hh_l0_reverse", "hidden_size=7"):
+        assert name in text
+    assert "Activation('softmax')" in text
+
+
+def test_inspect_tells_what_is_beside_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(fastlstm.__file__).parent / "data" / "charlm.safetensors"
+    assert run("inspect", path) == 0
+    assert "beside the model: fastlstm_text" in capsys.readouterr().out
+
+
+def test_inspect_small_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dtype in ("bfloat16", "int8"):
+        fastlstm.LSTM(4, 5).quantize(dtype).save(path := tmp_path / "q.safetensors")
+        assert run("inspect", path, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (
+            facts["parameters"][0]["dtype"] == dtype
+            and facts["modules"][0]["options"]["weight_dtype"] == dtype
+        )
+
+
+def test_what_a_format_cannot_hold_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (fastlstm.LSTM(2, 3, peepholes=True), "pt", "peepholes"),
+        (fastlstm.LSTM(2, 3, clip=1.0), "pt", "clip"),
+        (fastlstm.GRU(2, 3, reset_after=False), "pt", "reset_after"),
+        (fastlstm.LSTM(2, 3).quantize("int8"), "pt", "int8"),
+        (fastlstm.GatedRNN(2, 3), "pt", "GatedRNN"),
+        (fastlstm.LSTM(2, 3, peepholes=True), "keras", "peepholes"),
+        (fastlstm.LSTM(2, 5, proj_size=3), "keras", "proj_size"),
+        (fastlstm.GatedRNN(2, 3), "keras", "GatedRNN"),
+    ]
+    for model, format, said in cases:
+        if any(importlib.util.find_spec(package) is None for package in FORMATS[format]):
+            continue
+        model.save(source := tmp_path / "m.safetensors")
+        target = tmp_path / f"m.{format}"
+        assert run("convert", source, target) == 2, model
+        out, err = capsys.readouterr()
+        assert said in err and err.count("\n") == 1 and not out and not target.exists(), err
+
+
+def test_a_pt_file_is_a_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch loads what was converted, and one of PyTorch's own is converted, a prefix and all."""
+    torch = pytest.importorskip("torch")
+    model = MODELS["lstm"]()
+    model.save(tmp_path / "m.safetensors")
+    assert run("convert", tmp_path / "m.safetensors", path := tmp_path / "m.pt") == 0
+    twin = torch.nn.LSTM(5, 7, num_layers=2, batch_first=True)
+    twin.load_state_dict(torch.load(path, weights_only=True))
+    assert all(np.array_equal(v.numpy(), model.state_dict()[n]) for n, v in twin.state_dict().items())
+    torch.save({"state_dict": {f"encoder.rnn.{n}": v for n, v in twin.state_dict().items()}}, path)
+    assert run("inspect", path, "--json") == 0
+    text = capsys.readouterr().out
+    facts = json.loads(text[text.index("{") :])
+    assert [p["origin"] for p in facts["parameters"]] == [f"encoder.rnn.{n}" for n in model.state_dict()]
+    for broken in (
+        {"options": 3},
+        5,
+        {"options": "{"},
+        {"options": json.dumps({"version": 1, "cell": "lstm"})},
+    ):
+        state = twin.state_dict()
+        state._metadata["fastlstm.options"] = broken
+        torch.save(state, path)
+        assert run("convert", path, tmp_path / "x.safetensors") == 2
+        out, err = capsys.readouterr()
+        assert str(path) in err and err.count("\n") == 1 and not (tmp_path / "x.safetensors").exists()
