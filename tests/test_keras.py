@@ -754,8 +754,14 @@ def test_convert_and_inspect(suffix, tmp_path):
     assert f"Keras {keras.__version__}" in found.what and "'e' masks" in found.notes[0]
     assert list(found.origins) == list(found.model.state_dict())
     assert found.origins["1.weight_hh_l0_reverse"] == "b/backward_layer/cell/recurrent_kernel"
+    assert found.origins["1.bias_hh_l0"] == "b/forward_layer/cell/bias"
     x = rng.integers(1, 11, (3, 7))
     assert np.array_equal(found.model(x)[0], fastlstm.from_keras(path)(x))
+    cells = L.StackedRNNCells([L.LSTMCell(3), L.GRUCell(2)])
+    keras.Sequential([L.Input((None, 4)), L.RNN(cells, name="r")]).save(tmp_path / f"cells{suffix}")
+    origins = fastlstm.keras.found(str(tmp_path / f"cells{suffix}"), {}).origins
+    assert origins["0.bias_hh_l0"] == "constant, not of Keras's"
+    assert origins["1.weight_ih_l0"] == "r/cell/cells/1/kernel"
     with pytest.raises(ValueError, match="reset_after"):
         fastlstm.keras.found(path, {"reset_after": True})
     fastlstm.keras.written(found.model, str(tmp_path / f"again{suffix}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,9 +157,11 @@ class KerasModel:
         found: dict[str, str] = {}
         number = 0
         for layer in self._layers:
-            for part in layer.modules(masks_as_lengths):
+            for i, part in enumerate(layer.modules(masks_as_lengths)):
+                cell = f"cell/cells/{i}/"  # of several, each is a module
+                own = {n: v for n, v in layer.weights.items() if "cell/cells/" not in n or cell in n}
                 for name in part.state_dict():
-                    found[f"{number}.{name}"] = f"{layer.name}/{_origin(name, layer.weights)}"
+                    found[f"{number}.{name}"] = _origin(name, layer.name, own)
                 number += 1
         return found
 
@@ -178,14 +180,15 @@ _ROLES = {  # of fastlstm's parameters: what Keras calls such a weight
 }
 
 
-def _origin(name: str, weights: Iterable[str]) -> str:
+def _origin(name: str, layer: str, weights: Mapping[str, Array]) -> str:
     """The weight that a parameter such as weight_ih_l0_reverse was made of."""
     role, _, rest = name.partition("_l0")
-    for weight in weights:
+    for weight, array in weights.items():
         backward = weight.startswith("backward_layer/")
         if weight.split("/")[-1] in _ROLES[role] and backward == (rest == "_reverse"):
-            return weight
-    return "none, it is constant"
+            if role != "bias_hh" or array.ndim == 2:  # Keras has one bias but for GRU's reset_after
+                return f"{layer}/{weight}"
+    return "constant, not of Keras's"
 
 
 def _joined(values: Any) -> Any:
