@@ -619,6 +619,7 @@ def test_h5_files(tmp_path):
 
     changed(lambda f, g: f.attrs.__delitem__("model_config"), "holds weights alone")
     changed(lambda f, g: f.attrs.__setitem__("model_config", 3), "model_config must be a string")
+    changed(lambda f, g: f.attrs.__setitem__("model_config", ["{}", "{}"]), r"\(2,\) is too large")
     changed(lambda f, g: f.attrs.__setitem__("model_config", "{"), "model_config is no valid JSON")
     changed(lambda f, g: f.attrs.__delitem__("keras_version"), "keras_version None")
     changed(lambda f, g: f.__delitem__("model_weights"), "model_weights: missing")
