@@ -442,6 +442,15 @@ def test_inputs_of_other_forms():
     agree(fastlstm.from_keras(dense)(y[:, :4]), numpy_of(dense(y[:, :4])))
 
 
+def test_an_input_is_rounded_to_the_dtype_of_its_input_layer():
+    rng = np.random.default_rng(22)
+    stack = [L.Input((None, 4), dtype="float32"), L.GRU(5, dtype="float64")]
+    keras_model = random_weights(keras.Sequential(stack), rng)
+    model, x = fastlstm.from_keras(keras_model), rng.normal(size=(3, 7, 4))
+    agree(model(x), numpy_of(keras_model(x)))
+    assert np.array_equal(model(x), model(x.astype(np.float32)))
+
+
 def test_weights_are_copies():
     rng = np.random.default_rng(14)
     layer = built(L.LSTM(3), 2, rng)
