@@ -501,8 +501,11 @@ def test_to_sequential_streams():
     keras_model = keras.Sequential([L.Input((None, 4)), L.LSTM(5, return_sequences=True), L.Dense(2, "tanh")])
     model = fastlstm.from_keras(random_weights(keras_model, rng))
     x = rng.normal(size=(1, 9, 4)).astype(np.float32)
-    stream = model.to_sequential().stream()
-    assert np.array_equal(np.stack([stream.step(x[:, t]) for t in range(9)], axis=1), model(x))
+    sequential, want = model.to_sequential(), model(x)
+    stream = sequential.stream()
+    assert np.array_equal(np.stack([stream.step(x[:, t]) for t in range(9)], axis=1), want)
+    sequential.load_state_dict({name: 0 * v for name, v in sequential.state_dict().items()})
+    assert not sequential(x)[0].any() and np.array_equal(model(x), want)  # its weights are copies
 
 
 def test_to_sequential_refuses_by_name():
