@@ -233,6 +233,10 @@ cdef fl_array array_of(array) noexcept:
     return a
 
 
+cdef enum:
+    MOST_AXES = 8
+
+
 cdef class Exporter:
     """How another library describes its arrays: `give` is what its type has as `__dlpack_c_exchange_api__`, or a
     function that makes a DLPack capsule of an array, which takes longer."""
@@ -257,6 +261,30 @@ cdef class Exporter:
         capsule = self.give(array)
         out[0] = (<const dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor"))[0]
         return capsule
+
+    def array(self, x):
+        """x, float32 or float64 in the CPU's memory, as a NumPy array of the same memory, not to be written to.
+
+        Unlike `Tensor.numpy` it leaves x resizable. Raises TypeError for anything else.
+        """
+        cdef dl_tensor a
+        cdef cnp.npy_intp shape[MOST_AXES]
+        cdef cnp.npy_intp strides[MOST_AXES]
+        cdef int64_t stride = 1
+        cdef int i
+        owner = self.describe(x, &a)
+        if (a.device.type != 1 or a.dtype.code != 2 or a.dtype.lanes != 1 or a.dtype.bits not in (32, 64)
+                or a.ndim > MOST_AXES):
+            raise TypeError("x: wanted float32 or float64 in the CPU's memory")
+        for i in range(a.ndim - 1, -1, -1):
+            shape[i] = a.shape[i]
+            strides[i] = (stride if a.strides == NULL else a.strides[i]) * (a.dtype.bits // 8)
+            stride *= a.shape[i]
+        kind = cnp.NPY_FLOAT32 if a.dtype.bits == 32 else cnp.NPY_FLOAT64
+        data = NULL if a.data == NULL else <char *>a.data + a.byte_offset
+        array = cnp.PyArray_New(np.ndarray, a.ndim, shape, kind, strides, data, 0, 0, None)
+        cnp.set_array_base(array, owner)
+        return array
 
 
 cdef void *floats_of(const dl_tensor *a, int item_size) noexcept:

@@ -115,6 +115,21 @@ def test_capsules_only() -> None:
         core.forward_tensors(Exporter(lambda a: 1 / 0), x, None, None, False, False)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_the_same_memory(dtype: str) -> None:
+    a = np.arange(60.0).astype(dtype).reshape(3, 4, 5)
+    for view in (a, a[1], a[:, ::2], a.swapaxes(0, 2), a[..., :1], a[:0], a[1, 2, 3:4], np.array(3.0, dtype)):
+        found = export.array(view)
+        assert found.dtype == a.dtype and found.shape == view.shape and np.array_equal(found, view)
+        assert not found.flags.writeable
+        assert not view.size or found.ctypes.data == view.ctypes.data
+    kept = export.array(np.arange(1000.0))  # alive by this alone
+    assert np.array_equal(kept, np.arange(1000.0))
+    for wrong in (a.astype("int32"), a.astype("float16"), a.astype("complex64"), np.ones((1,) * 9)):
+        with pytest.raises(TypeError, match="x: wanted float32 or float64"):
+            export.array(wrong)
+
+
 # --- weights ------------------------------------------------------------------------------------------------
 
 

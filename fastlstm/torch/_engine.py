@@ -37,13 +37,8 @@ def options_of(mode: str, dtype: str, **sizes: Any) -> _check.Options:
 
 def array_of(tensor: Tensor) -> Array:
     """The tensor's own memory if its last axis is contiguous, else a copy."""
-    tensor = tensor.detach().resolve_neg()
-    array: Array = (
-        tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-    ).numpy()
-    if array.shape[-1] == 1 and array.strides[-1] != array.itemsize:
-        array = np.ascontiguousarray(array)
-    return array
+    array = export.array(tensor.detach().resolve_neg())  # an alias: `tensor.data = ..` frees nothing
+    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -305,6 +300,8 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
         """rest: the initial states, then the weights of these layers."""
         count = len(call.packed.options.state_sizes)
         ctx.call = call
+        ctx.x = x.detach()
+        ctx.at = ctx.x.data_ptr()
         recording = Recording(call, array_of(x), [contiguous(s) for s in rest[:count]])
         ctx.save_for_backward(x, *rest)
         ctx.set_materialize_grads(False)
@@ -321,6 +318,8 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
         if torch.is_grad_enabled():  # create_graph=True
             return None, *differentiable_gradients(ctx.call, saved, d_results, wanted)
         recording = ctx.recording or record_again(ctx.call, saved)
+        if ctx.x.data_ptr() != ctx.at:
+            raise RuntimeError("fastlstm.torch: the input's storage was resized between forward and backward")
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.recording = None
         return None, *recording.backward(d_results, wanted)
