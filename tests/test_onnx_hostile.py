@@ -247,7 +247,8 @@ def test_shapes_that_a_graph_would_make():
         helper.make_node("Add", ["x", "s"], ["y"]),
     ]
     ports = [("x", FLOAT, [1])], [("y", FLOAT, [None] * 3)]
-    refused(model_of(nodes, *ports, {"shape": np.array([1 << 20, 1 << 20, 64])}), "absurd shape")
+    for shape in ([1 << 20, 1 << 20, 64], [1 << 20, 257], [1 << 29]):
+        refused(model_of(nodes, *ports, {"shape": np.array(shape)}), "absurd shape")
     refused(
         changed(lambda p: setattr(p.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", -5)), "absurd"
     )

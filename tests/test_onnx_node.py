@@ -73,6 +73,10 @@ def test_the_backend_as_onnx_defines_it():
     ):
         assert outputs._fields == ("Y", "Y_h")
         assert all(np.abs(a - b).max(initial=0) < 1e-5 for a, b in zip(outputs, wanted, strict=True))
+    (total,) = backend.run_node(
+        helper.make_node("CumSum", ["x", "axis"], ["y"]), [np.ones(3, "f4"), np.array(0)]
+    )
+    assert total.tolist() == [1, 2, 3]
     assert backend.supports_device("CPU") and not backend.supports_device("CUDA")
     assert not backend.supports_device("PIGEON")
     with pytest.raises(ValueError, match="device must be 'CPU', got 'CUDA'"):

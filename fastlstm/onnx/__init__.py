@@ -12,8 +12,8 @@ from .. import _check
 from .._files import Found
 from . import _engine, _read
 from ._export import to_onnx
-from ._graph import Graph, Port
-from ._model import OnnxModel, OnnxStream
+from ._graph import Graph, Port, settled
+from ._model import OnnxModel, OnnxStream, fixed_inputs
 from ._plain import NotPlain, Plain, plain
 from ._plan import Placement
 
@@ -26,6 +26,7 @@ def from_onnx(
     whole: bool | None = None,
     engine: str | None = None,
     num_threads: int | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Any:
     """A trained network from ONNX: a plain fastlstm model, or else the whole graph as an `OnnxModel`.
 
@@ -37,6 +38,9 @@ def from_onnx(
     engine: of an OnnxModel, for all nodes that are not recurrent: "onnxruntime", or "reference", which is
         onnx's own evaluator. None takes ONNX Runtime if it is installed.
     num_threads: of ONNX Runtime within a node, 1 if None. fastlstm has its own (`set_num_threads`).
+
+    fixed: inputs that never change, such as a sampling rate, by name: they become constants, and where an If
+        depends on them alone, its branch becomes part of the graph, recurrent nodes and all.
 
     A plain model is a layer or a `Sequential`, to be called as such: `y, state = model(x, state)`, with x in
     the graph's order of axes; it streams, trains, saves. States are in fastlstm's form, [L*D, B, H]: where
@@ -52,7 +56,7 @@ def from_onnx(
     threads = 1 if num_threads is None else _check.integer("num_threads", num_threads, 1, _check.MOST_THREADS)
     proto, where = _read.model(source)
     try:
-        graph = Graph(proto)
+        graph = settled(proto, {} if fixed is None else fixed_inputs(Graph(proto), fixed))
         reason = "whole=True asks for the whole graph"
         if not whole:
             made, reason = _plain_model(graph)
@@ -79,7 +83,7 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
         raise TypeError(f"an ONNX file says all by itself: {', '.join(options)} cannot be given")
     proto, where = _read.model(path)
     try:
-        graph = Graph(proto)
+        graph = settled(proto, {})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     made, reason = _plain_model(graph)

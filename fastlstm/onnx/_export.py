@@ -122,7 +122,11 @@ class _Writer:
         return name
 
     def output(self, value: str, name: str, dtype: Any, shape: Sequence[int | str]) -> None:
-        self.node("Identity", value, outputs=[name])
+        """Give what some node makes the name of an output."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for k in [k for k, own in enumerate(names) if own == value]:
+                    names[k] = name
         self.outputs.append(self.port(name, dtype, shape))
 
     def proto(self) -> Proto:
@@ -160,7 +164,7 @@ class _Export:
         self.x = self._input(options)
         self.value = self.x
         self.lengths = writer.input("lengths", np.int32, ["batch"]) if lengths else ""
-        self.final: list[str] = []
+        self.finals: list[tuple[int, _check.Options, list[list[str]]]] = []
         for i, (part, width) in enumerate(zip(parts, _check.widths_after(options), strict=True)):
             self._part(i, part)
             self.width = width
@@ -191,8 +195,11 @@ class _Export:
                 self._mask(options)
                 self._turn(time_first=not self.batch_first)
         self.w.output(self.value, "y", self.dtype, [*axes, self.width])
-        outputs = self.w.outputs
-        outputs.insert(0, outputs.pop())  # states were written before
+        for i, o, finals in self.finals:
+            rows = o.num_layers * len(o.suffixes)
+            for what, names, size in zip("hc", zip(*finals, strict=True), o.state_sizes, strict=False):
+                whole = names[0] if len(names) == 1 else self.w.node("Concat", *names, axis=0)
+                self.w.output(whole, self._state_name(what, "out", i), self.dtype, [rows, "batch", size])
 
     def _mask(self, options: _check.SequentialOptions) -> None:
         """Zeros in the padding, where modules after the last recurrent layer left something else."""
@@ -293,10 +300,7 @@ class _Export:
             finals.append(final)
         self.last = (finals[-1][0], o)
         if self.states:
-            for what, names, size in zip("hc", zip(*finals, strict=True), o.state_sizes, strict=False):
-                whole = names[0] if len(names) == 1 else self.w.node("Concat", *names, axis=0)
-                rows = o.num_layers * len(o.suffixes)
-                self.w.output(whole, self._state_name(what, "out", i), self.dtype, [rows, "batch", size])
+            self.finals.append((i, o, finals))
 
     def _state_name(self, what: str, way: str, i: int) -> str:
         return f"{what}_{way}" if len(self.recurrent) == 1 else f"{what}_{way}_{i}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _engine, _read
 from ._read import Array, Proto
+
+# Before this version of the format each initializer was an input too: ONNX Runtime takes it as a constant.
+CONSTANT_INITIALIZERS = 4
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -70,6 +73,8 @@ class Graph:
         onnx = _read.require()
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
+        if proto.ir_version < CONSTANT_INITIALIZERS:
+            _fix(proto, {})
         self.proto, self.opset = proto, _read.opset(proto)
         graph = proto.graph
         given = {value.name for value in graph.input}
@@ -111,7 +116,7 @@ class Graph:
         for value in [*graph.value_info, *graph.input, *graph.output]:
             tensor = value.type.tensor_type
             dims = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
-            if int(np.prod([float(max(d, 0)) for d in dims])) > _read.MOST_ELEMENTS:
+            if int(np.prod([float(max(d, 0)) for d in dims])) > _read.MOST_COMPUTED:
                 raise ValueError(f"{value.name!r} would have an absurd shape, {dims}")
             if tensor.elem_type:
                 types[value.name] = tensor.elem_type
@@ -169,3 +174,71 @@ class Graph:
 def name_of(node: Proto) -> str:
     """A node's name, or else its first output's."""
     return node.name or next((name for name in node.output if name), "")
+
+
+# --- inputs that are fixed, choices that are settled --------------------------------------------------------
+
+
+def settled(proto: Proto, fixed: Mapping[str, Array]) -> Graph:
+    """The graph with some inputs as constants, and with each If whose condition is then known as the nodes of
+    its branch: what is inside can run as any other node."""
+    _fix(proto, fixed)
+    graph = Graph(proto)
+    while known := [n for n in graph.nodes if _is_if(n) and n.input[0] in graph.constants]:
+        chosen = {n.output[0]: bool(graph.folded(n.input[:1], "reference")[n.input[0]].any()) for n in known}
+        proto = graph.proto
+        nodes, k = list(proto.graph.node), 0
+        del proto.graph.node[:]
+        for node in nodes:
+            if node.output[:1] and node.output[0] in chosen and _is_if(node):
+                _open(proto.graph, node, chosen[node.output[0]], f"branch{k}/")
+                k += 1
+            else:
+                proto.graph.node.append(node)
+        graph = Graph(proto)
+    return graph
+
+
+def _is_if(node: Proto) -> bool:
+    return node.op_type == "If" and node.domain in _read.MAIN_DOMAIN
+
+
+def _fix(proto: Proto, fixed: Mapping[str, Array]) -> None:
+    """Make inputs constants; of an early version of the format also all that have a default."""
+    graph = proto.graph
+    known = {t.name for t in graph.initializer} if proto.ir_version < CONSTANT_INITIALIZERS else set()
+    for values, gone in ((graph.input, known | fixed.keys()), (graph.initializer, fixed.keys())):
+        kept = [value for value in values if value.name not in gone]
+        del values[:]
+        values.extend(kept)
+    graph.initializer.extend(_read.require().numpy_helper.from_array(v, n) for n, v in fixed.items())
+
+
+def _open(graph: Proto, node: Proto, which: bool, prefix: str) -> None:
+    """Append the nodes of an If's branch; its own names get a prefix, as other branches may have them too."""
+    name = "then_branch" if which else "else_branch"
+    branch = next(a.g for a in node.attribute if a.name == name)
+    own = {t.name for t in branch.initializer} | {s.values.name for s in branch.sparse_initializer}
+    own |= {output for inner in branch.node for output in inner.output if output}
+    taken = {name for inner in graph.node for name in inner.output}
+    while any(prefix + name in taken for name in own):
+        prefix += "_"
+    names = {name: prefix + name for name in own}
+    _rename(branch, names)
+    graph.initializer.extend(branch.initializer)
+    graph.sparse_initializer.extend(branch.sparse_initializer)
+    graph.node.extend(branch.node)
+    for value, output in zip(branch.output, node.output, strict=True):
+        if output:
+            graph.node.append(_read.require().helper.make_node("Identity", [value.name], [output]))
+
+
+def _rename(graph: Proto, names: Mapping[str, str]) -> None:
+    """Wherever these names stand in a sub-graph, also in those within."""
+    for value in [*graph.output, *graph.initializer, *(s.values for s in graph.sparse_initializer)]:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+        for inner in subgraphs(node):
+            _rename(inner, names)

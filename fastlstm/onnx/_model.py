@@ -19,23 +19,23 @@ class OnnxModel:
 
     `outputs = model({"x": x})` or `model(x=x)` takes the graph's inputs by name and gives its outputs by
     name, in the graph's order. `inputs` and `outputs` describe them, `report` says where each node runs and
-    why. Any number of threads may call one model at once.
+    why, `reason` why it is no plain model. Any number of threads may call one model at once.
     """
 
     def __init__(self, graph: Graph, engine: str, num_threads: int, reason: str) -> None:
-        self._graph, self._reason = graph, reason
-        self._plan = Plan(graph, engine, num_threads)
+        self._inputs, self._outputs, self._reason = graph.inputs, graph.outputs, reason
         self._required = graph.inputs.keys() - graph.defaults
+        self._plan = Plan(graph, engine, num_threads)
 
     @property
     def inputs(self) -> dict[str, Port]:
         """The graph's inputs by name: dtype and shape, where a name or None stands for any number."""
-        return dict(self._graph.inputs)
+        return dict(self._inputs)
 
     @property
     def outputs(self) -> dict[str, Port]:
         """The graph's outputs by name, as `inputs`."""
-        return dict(self._graph.outputs)
+        return dict(self._outputs)
 
     @property
     def report(self) -> list[Placement]:
@@ -51,6 +51,9 @@ class OnnxModel:
         own = sum(p.engine == "fastlstm" for p in self._plan.report)
         return f"OnnxModel({own} of {len(self._plan.report)} nodes on fastlstm)"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an OnnxModel cannot be pickled or copied: keep the ONNX file that it is made from")
+
     def __call__(self, inputs: Mapping[str, Any] | None = None, /, **named: Any) -> dict[str, Any]:
         """Run the graph.
 
@@ -61,8 +64,7 @@ class OnnxModel:
         Returns the outputs by name. Raises TypeError or ValueError naming the input, ValueError with the
         engine's words if it fails.
         """
-        given = {**inputs, **named} if inputs else named
-        return self._plan.run(_checked(given, self._graph.inputs, self._required))
+        return self._plan.run(_checked(_joined(inputs, named), self._inputs, self._required))
 
     def stream(
         self,
@@ -129,7 +131,7 @@ class OnnxStream:
         using this stream.
         """
         with self._alone:
-            return self._step({**inputs, **named} if inputs else named)
+            return self._step(_joined(inputs, named))
 
     def _step(self, given: Named) -> dict[str, Any]:
         plan, values = self._model._plan, self._values
@@ -190,6 +192,25 @@ class OnnxStream:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a stream cannot be pickled: keep its state, for model.stream(names, state)")
+
+
+def fixed_inputs(graph: Graph, given: Any) -> Named:
+    """Inputs that become constants, as the graph declares them."""
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"fixed must map names of inputs to arrays, got {type(given).__name__}")
+    ports = {name: port for name, port in graph.inputs.items() if port.dtype is not None}
+    if unknown := [name for name in given or {} if name not in ports]:
+        raise ValueError(f"fixed must be of {', '.join(ports)}, got {', '.join(map(str, unknown))!s:.500}")
+    return {name: np.asarray(_value(name, value, ports[name])) for name, value in (given or {}).items()}
+
+
+def _joined(inputs: Any, named: Named) -> Named:
+    """Inputs from a mapping and from keywords."""
+    if inputs is None:
+        return named
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs must map names to arrays, or be keywords, got {type(inputs).__name__}")
+    return {**inputs, **named}
 
 
 def _checked(given: Mapping[str, Any], ports: Mapping[str, Port], required: Set[str]) -> Named:

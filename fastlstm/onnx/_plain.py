@@ -20,20 +20,18 @@ from ..modules import Sequential
 from . import _node, _read
 from ._graph import Graph, name_of
 from ._read import Array, Proto
+from ._small import ACTIVATIONS as ELEMENTWISE
+from ._small import gemm
 
 FEATURES, DIRECTIONS, LAYERS, INSERTED = "features", "directions", "layers", "inserted"
 Axes: TypeAlias = tuple[int | str, ...]
 
-ACTIVATIONS = {  # operators of one input that are Activations; ThresholdedRelu differs at the threshold
-    **{op: op.lower() for op in ("Relu", "Tanh", "Sigmoid", "Elu", "Softsign", "Softplus", "Softmax")},
-    "LeakyRelu": "leaky_relu", "HardSigmoid": "hard_sigmoid", "LogSoftmax": "log_softmax",
-}  # fmt: skip
+# Of operators with one input. ThresholdedRelu is none of them: it differs at the threshold.
+ACTIVATIONS = ELEMENTWISE | {"Softmax": "softmax", "LogSoftmax": "log_softmax"}
 MOVES = frozenset(
     {"Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Split", "Slice", "Gather", "Concat"}
 )
-SHAPES = frozenset(
-    {"Shape", "Gather", "Unsqueeze", "Concat", "Constant", "Cast"}
-)  # may serve a zero state alone
+SHAPES = frozenset({"Shape", "Gather", "Unsqueeze", "Concat", "Cast"})  # may serve a zero state alone
 OWN_NAME = re.compile(r"(\d+)\.l\d+")  # of nodes that `to_onnx` writes: the module's number first
 
 
@@ -88,6 +86,8 @@ class Plain(NamedTuple):
 
 def plain(graph: Graph) -> Plain:
     """The model, or NotPlain with a reason."""
+    if graph.sparse:
+        raise NotPlain("it has sparse parameters")
     walk = _Walk(graph)
     try:
         walk.nodes()
@@ -209,25 +209,22 @@ class _Walk:
             self._bias(node, x, self._constant(node.input[1 - known[0]]))
             return
         weight, bias = self._constant(node.input[1]), None
-        if known != [0] or weight is None or weight.ndim != 2:
+        if known != [0] or weight is None or weight.ndim != 2 or weight.dtype not in (np.float32, np.float64):
             return
         if node.op_type == "Gemm":
-            attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | self._attributes(node)
-            if attributes["alpha"] != 1 or attributes["beta"] != 1 or attributes["transA"]:
+            own = self._constant(node.input[2]) if len(node.input) > 2 else None
+            found = gemm(self._attributes(node), weight, own, node)
+            if found is None:
                 return
-            weight = weight.T if attributes["transB"] else weight
-            if len(node.input) > 2 and node.input[2]:
-                bias = self._constant(node.input[2])
-                if bias is None or bias.size != weight.shape[1]:
-                    return
-        if weight.dtype not in (np.float32, np.float64):
-            return
-        self._append(_linear(weight.T, None if bias is None else bias.ravel()), node, self._features(node, x))
+            weight, bias = found
+        else:
+            weight = weight.T
+        self._append(_linear(weight, bias), node, self._features(node, x))
 
     def _features(self, node: Proto, name: str) -> Axes:
         """The axes after a part that maps the last one."""
         axes = self._data(node, name)
-        if not axes or axes[-1] in (DIRECTIONS, INSERTED) or axes[-1] == self.time:
+        if not _ends_in_features(axes):
             raise NotPlain(f"{name_of(node)!r} ({node.op_type}) does not read features")
         return (*axes[:-1], FEATURES)
 
@@ -290,7 +287,7 @@ class _Walk:
         if weights[0] is None or _read.narrow(weights[0].dtype):
             raise NotPlain(f"{_node.label(node)}: its weights are narrower than float32")
         axes = self._data(node, inputs[0])
-        if len(axes) != 3 or self.last_step:
+        if len(axes) != 3 or not _ends_in_features(axes) or self.last_step:
             raise NotPlain(f"{_node.label(node)} does not read a sequence")
         time, batch = (axes[1], axes[0]) if made.batch_first else (axes[0], axes[1])
         if self.time not in (None, time) or time in (INSERTED, DIRECTIONS) or batch == DIRECTIONS:
@@ -436,7 +433,7 @@ class _Walk:
             raise NotPlain("no part of it is one that fastlstm knows")
         self._check_outputs()
         embeds = isinstance(self.parts[0], Dense) and self.parts[0].kind == "Embedding"
-        axes = range(len(self.x.axes) - (not embeds))  # of the input, its features left out
+        axes = range(_rank(self.x.axes) - (not embeds))  # of the input, its features left out
         wanted = (*(a for a in axes if not (self.last_step and a == self.time)), FEATURES)
         if self.end != wanted:
             raise NotPlain("its output does not have the order of its input")
@@ -472,6 +469,16 @@ class _Walk:
         self.parts.append(Dense("LastStep", {}, {}))
         self.last_step = True
         return value.axes
+
+
+def _rank(axes: Axes) -> int:
+    """Of the input, of whose axes none is lost."""
+    return sum(isinstance(a, int) for a in axes)
+
+
+def _ends_in_features(axes: Axes) -> bool:
+    """Whether the last axis is features: a module's, or the input's last one."""
+    return axes[-1:] == (FEATURES,) or axes[-1:] == (_rank(axes) - 1,)
 
 
 def _linear(weight: Array, bias: Array | None) -> Dense:

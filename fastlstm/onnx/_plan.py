@@ -113,6 +113,7 @@ class Plan:
         for name in graph.outputs.keys() & graph.tensors.keys():
             self._initial[self._place(name)] = graph.array(name)
         self.report = list(self._reported(recurrent))
+        del self._graph  # with all its weights, of which the steps hold what they need
 
     def _place(self, name: str) -> int:
         """Of a name in the list of values."""

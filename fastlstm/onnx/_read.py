@@ -21,7 +21,8 @@ Proto: TypeAlias = Any  # onnx's types are not known where it is not installed
 
 OLDEST_OPSET = 7
 LARGEST = 2**31 - 1  # bytes of a protobuf, and so of a model with all its data
-MOST_ELEMENTS = 2**31 - 1  # of any tensor whose shape a graph states
+MOST_ELEMENTS = 2**31 - 1  # of any tensor whose shape a model states
+MOST_COMPUTED = 2**28  # of one that a graph makes from less, of a shape that is known beforehand
 MOST_AXES = 64  # NumPy's bound
 RECURRENT = ("RNN", "GRU", "LSTM")
 MAIN_DOMAIN = ("", "ai.onnx")

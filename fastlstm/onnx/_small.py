@@ -7,7 +7,8 @@ segment of nothing else is run here. Whatever else a node may mean is left to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -44,6 +45,8 @@ def runner(
     graph: Graph, nodes: Sequence[Proto], inputs: Sequence[str], outputs: Sequence[str]
 ) -> Runner | None:
     """What runs these nodes; None if one of them is for an engine."""
+    if graph.sparse:
+        return None
     nodes = [node for node in nodes if not set(node.output) & graph.constants]  # which are known already
     built = [_Builder(graph, node).node() for node in nodes]
     made = [node for node in built if node is not None]
@@ -68,7 +71,28 @@ def runner(
                 values[k] = value
         return [values[k] for k in wanted]
 
+    if any(node.op_type in ELEMENTWISE for node in nodes):  # infinities and NaN are values like any other
+        return np.errstate(all="ignore")(run)
     return run
+
+
+def gemm(
+    given: Mapping[str, Any], weight: Array | None, bias: Array | None, node: Proto
+) -> tuple[Array, Array | None] | None:
+    """The weight [O, I] and the bias [O] of a Gemm that is a dense layer; None if it is none."""
+    usual = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if (
+        weight is None
+        or weight.ndim != 2
+        or any(given.get(key, value) != value for key, value in usual.items())
+    ):
+        return None
+    weight = weight if given.get("transB") else weight.T
+    if len(node.input) < 3 or not node.input[2]:
+        return weight, None
+    if bias is None or bias.shape not in (weight.shape[:1], (1, len(weight))):
+        return None
+    return weight, bias.ravel()
 
 
 class _Builder:
@@ -120,7 +144,15 @@ class _Builder:
 
     def _unsqueeze(self) -> _Node | None:
         axes = self._numbers("axes", 1)
-        return None if axes is None else self._first(lambda x: np.expand_dims(x, tuple(axes)))
+        if axes is None:
+            return None
+
+        def run(x: Array) -> Array:  # np.expand_dims takes longer
+            rank = x.ndim + len(axes)
+            places = {axis % rank for axis in axes}
+            return x[tuple(None if k in places else slice(None) for k in range(rank))]
+
+        return self._first(run)
 
     def _transpose(self) -> _Node | None:
         perm = self.given.get("perm")
@@ -144,12 +176,14 @@ class _Builder:
         sizes = self._numbers("split", 1)
         if not all(self.proto.output) or sizes is None or len(sizes) != count:
             return None
-        stops = np.cumsum(sizes)
+        stops = list(itertools.accumulate(sizes, initial=0))
+        parts = [slice(*pair) for pair in itertools.pairwise(stops)]
 
-        def run(x: Array) -> Sequence[Array]:
+        def run(x: Array) -> Sequence[Array]:  # np.split takes longer
             if x.shape[axis] != stops[-1]:
                 raise ValueError(f"wants {stops[-1]} along axis {axis}, got shape {x.shape}")
-            return np.split(x, stops[:-1], axis)
+            before = (slice(None),) * (axis % x.ndim)
+            return [x[(*before, part)] for part in parts]
 
         return _Node(run, [self.proto.input[0]])
 
@@ -174,14 +208,15 @@ class _Builder:
         index = self._constant(1)
         if index is None or self.proto.input[0] in self.graph.constants:
             return None
-        return self._first(lambda x: x.take(index, self.given.get("axis", 0)))
+        axis = self.given.get("axis", 0)
+        return self._first(lambda x: x.take(index, axis))
 
     # --- arithmetic ---
 
     def _elementwise(self) -> _Node | None:
         if not self._floats():
             return None
-        ufunc = np.errstate(all="ignore")(ELEMENTWISE[self.proto.op_type])  # as engines do
+        ufunc = ELEMENTWISE[self.proto.op_type]
         first, second = (self._constant(k) for k in (0, 1))
         if first is None and second is None:
             return _Node(lambda a, b: (ufunc(a, b),), list(self.proto.input))
@@ -211,16 +246,8 @@ class _Builder:
         return None if linear is None or self._constant(0) is not None else self._first(linear)
 
     def _gemm(self) -> _Node | None:
-        weight, bias = self._constant(1), self._constant(2)
-        usual = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-        if weight is None or any(self.given.get(key, value) != value for key, value in usual.items()):
-            return None
-        weight = weight if self.given.get("transB") else weight.T
-        if len(self.proto.input) > 2 and (
-            bias is None or bias.shape not in (weight.shape[:1], (1, len(weight)))
-        ):
-            return None
-        linear = self._linear(weight, None if bias is None else bias.ravel())
+        found = gemm(self.given, self._constant(1), self._constant(2), self.proto)
+        linear = None if found is None else self._linear(*found)
         return None if linear is None or self._constant(0) is not None else self._first(linear)
 
     def _conv(self) -> _Node | None:

@@ -81,9 +81,10 @@ class FastLSTMBackend(Backend):  # type: ignore[misc]  # onnx's class, of no kno
         ]
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
         graph = helper.make_graph([node], "node", values, outputs)
-        inferred = onnx.shape_inference.infer_shapes(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, version)])
-        )
+        imports = [helper.make_opsetid(node.domain, version)]
+        ir_version = helper.find_min_ir_version_for(imports, ignore_unknown=True)
+        model = helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+        inferred = onnx.shape_inference.infer_shapes(model)
         return cls.prepare(inferred, device, **kwargs).run(list(inputs))
 
     @classmethod
