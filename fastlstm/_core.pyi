@@ -1,6 +1,6 @@
 """The Cython edge over the C core (`_core.pyx`). Private: arguments come validated from `_check`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypedDict
 
 import numpy as np
@@ -70,7 +70,7 @@ class Core:
 
     def forward_tensors(
         self,
-        export: Callable[[Any], object],
+        export: Exporter,
         x: object,
         h: object | None,
         c: object | None,
@@ -78,8 +78,12 @@ class Core:
         cell: bool,
     ) -> tuple[Array, Array | None, Array | None] | None: ...
 
+class Exporter:
+    def __init__(self, give: object) -> None: ...
+    def array(self, x: object) -> Array: ...
+
 class Watch:
-    def __init__(self, export: Callable[[Any], object], arrays: dict[str, Any], item_size: int) -> None: ...
+    def __init__(self, export: Exporter, arrays: dict[str, Any], item_size: int) -> None: ...
     def unchanged(self, arrays: dict[str, Any], thorough: bool) -> bool: ...
 
 class TapeCore:

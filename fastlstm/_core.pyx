@@ -147,6 +147,7 @@ cdef extern from "internal.h" nogil:
 
 cdef extern from "Python.h":
     void *PyCapsule_GetPointer(object, const char *) except NULL
+    bint PyCapsule_IsValid(object, const char *)
 
 cdef extern from *:
     """
@@ -159,6 +160,12 @@ cdef extern from *:
         int64_t *shape, *strides; /* in elements; NULL strides: C-contiguous */
         uint64_t byte_offset;
     } dl_tensor;
+    /* Functions of a library for its own arrays (version 1.3); the last describes one, or sets an exception. */
+    typedef struct {
+        struct { uint32_t major, minor; } version;
+        void *previous, *allocate, *managed_from, *managed_to;
+        int (*describe)(void *array, dl_tensor *out);
+    } dl_exchange;
     """
     ctypedef struct dl_device:
         int32_t type
@@ -173,6 +180,11 @@ cdef extern from *:
         int64_t *shape
         int64_t *strides
         uint64_t byte_offset
+    ctypedef struct dl_version:
+        uint32_t major
+    ctypedef struct dl_exchange:
+        dl_version version
+        int (*describe)(void *, dl_tensor *) except -1
 
 cdef extern from *:
     """
@@ -221,9 +233,58 @@ cdef fl_array array_of(array) noexcept:
     return a
 
 
-cdef const dl_tensor *described(capsule) except NULL:
-    """What a DLPack capsule says; it is valid while the capsule lives."""
-    return <const dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")
+cdef enum:
+    MOST_AXES = 8
+
+
+cdef class Exporter:
+    """How another library describes its arrays: `give` is what its type has as `__dlpack_c_exchange_api__`, or a
+    function that makes a DLPack capsule of an array, which takes longer."""
+
+    cdef object give
+    cdef dl_exchange *api
+
+    def __cinit__(self, give):
+        self.give = give
+        if PyCapsule_IsValid(give, "dlpack_exchange_api"):
+            self.api = <dl_exchange *>PyCapsule_GetPointer(give, "dlpack_exchange_api")
+            if self.api.version.major != 1:
+                raise ValueError(f"give: DLPack {self.api.version.major}, wanted 1")
+        elif not callable(give):
+            raise TypeError(f"give: {type(give).__name__}, wanted DLPack's exchange functions or a function")
+
+    cdef object describe(self, array, dl_tensor *out):
+        """Returns what keeps the description valid."""
+        if self.api != NULL:
+            self.api.describe(<void *>array, out)
+            return array
+        capsule = self.give(array)
+        out[0] = (<const dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor"))[0]
+        return capsule
+
+    def array(self, x):
+        """x, float32 or float64 in the CPU's memory, as a NumPy array of the same memory, not to be written to.
+
+        Unlike `Tensor.numpy` it leaves x resizable. Raises TypeError for anything else.
+        """
+        cdef dl_tensor a
+        cdef cnp.npy_intp shape[MOST_AXES]
+        cdef cnp.npy_intp strides[MOST_AXES]
+        cdef int64_t stride = 1
+        cdef int i
+        owner = self.describe(x, &a)
+        if (a.device.type != 1 or a.dtype.code != 2 or a.dtype.lanes != 1 or a.dtype.bits not in (32, 64)
+                or a.ndim > MOST_AXES):
+            raise TypeError("x: wanted float32 or float64 in the CPU's memory")
+        for i in range(a.ndim - 1, -1, -1):
+            shape[i] = a.shape[i]
+            strides[i] = (stride if a.strides == NULL else a.strides[i]) * (a.dtype.bits // 8)
+            stride *= a.shape[i]
+        kind = cnp.NPY_FLOAT32 if a.dtype.bits == 32 else cnp.NPY_FLOAT64
+        data = NULL if a.data == NULL else <char *>a.data + a.byte_offset
+        array = cnp.PyArray_New(np.ndarray, a.ndim, shape, kind, strides, data, 0, 0, None)
+        cnp.set_array_base(array, owner)
+        return array
 
 
 cdef void *floats_of(const dl_tensor *a, int item_size) noexcept:
@@ -488,10 +549,10 @@ cdef class Core:
         self.forward(x, h, c, None, y, h_n, c_n, batch_first)
         return y, h_n, c_n
 
-    def forward_tensors(self, export, x, h, c, bint batch_first, bint cell):
+    def forward_tensors(self, Exporter export not None, x, h, c, bint batch_first, bint cell):
         """The call for arrays of another library, without detours: x [T, B, I] ([B, T, I]) and the states, or of a
-        cell x [B, I] and states [B, ..]; None for zeros. `export` makes DLPack capsules of them, whose word is taken
-        for all that is read.
+        cell x [B, I] and states [B, ..]; None for zeros. `export` describes them, and its word is
+        taken for all that is read.
 
         Returns (y, h_n, c_n); of a cell (y, None, c_n). None where anything is not as the core takes it: dtype,
         shape, memory, an empty x.
@@ -501,24 +562,23 @@ cdef class Core:
         cdef int64_t rows = 1 if cell else self.num_layers * self.directions
         cdef cnp.npy_intp shape[3]
         cdef int t = 1 if batch_first else 0, ndim = 2 if cell else 3
-        cdef const dl_tensor *a
-        x = export(x)
-        a = described(x)
+        cdef dl_tensor a, s
+        x = export.describe(x, &a)
         q.size = sizeof(fl_sequence)
-        q.x = floats_of(a, self.item_size)
+        q.x = floats_of(&a, self.item_size)
         if q.x == NULL or a.ndim != ndim or a.shape[ndim - 1] != self.input_size:
             return None
         q.T = 1 if cell else a.shape[t]
         q.B = a.shape[0] if cell else a.shape[1 - t]
         q.h0 = q.c0 = q.lengths = NULL
         if h is not None:
-            h = export(h)
-            q.h0 = self.state_of(described(h), rows, q.B, self.output_size, cell)
+            h = export.describe(h, &s)
+            q.h0 = self.state_of(&s, rows, q.B, self.output_size, cell)
             if q.h0 == NULL:
                 return None
         if c is not None:
-            c = export(c)
-            q.c0 = self.state_of(described(c), rows, q.B, self.hidden_size, cell)
+            c = export.describe(c, &s)
+            q.c0 = self.state_of(&s, rows, q.B, self.hidden_size, cell)
             if q.c0 == NULL or not self.has_c:
                 return None
         q.x_stride_t = self.input_size * (1 if batch_first else q.B)
@@ -613,17 +673,18 @@ cdef class Watch:
     """Whether arrays still hold what they held: the same memory, the same `_version` (which PyTorch counts up at every
     change in place that it sees) and, at up to FEW or MANY places of each, the same bits.
 
-    arrays: a dict of C-contiguous vectors and matrices, one dtype, which the owner keeps alive. `export` makes DLPack
-    capsules of them.
+    arrays: a dict of C-contiguous vectors and matrices, one dtype, which the owner keeps alive. `export` describes
+    them.
     """
 
-    cdef object export
+    cdef Exporter export
     cdef tuple names
     cdef int item_size
     cdef seen_array *seen
 
-    def __cinit__(self, export, dict arrays, int item_size):
+    def __cinit__(self, Exporter export not None, dict arrays, int item_size):
         cdef seen_array *s
+        cdef dl_tensor a
         cdef int64_t i
         self.export = export
         self.names = tuple(arrays)
@@ -633,8 +694,8 @@ cdef class Watch:
             raise MemoryError("weights: no memory")
         for i, array in enumerate(arrays.values()):
             s = &self.seen[i]
-            capsule = export(array)
-            if not self.measure(described(capsule), s):
+            owner = export.describe(array, &a)
+            if not self.measure(&a, s):
                 raise ValueError("weights: wanted C-contiguous vectors and matrices of one dtype")
             s.version = version_of(array)
             take_samples(s, FEW, item_size, &s.few)
@@ -661,14 +722,15 @@ cdef class Watch:
         """Whether these arrays, by the same names, are those; thorough: at all the places, else at FEW of each."""
         cdef seen_array now
         cdef seen_array *s
+        cdef dl_tensor a
         cdef int64_t i
         for i in range(len(self.names)):
             array = arrays.get(self.names[i])
             if array is None:
                 return False
             s = &self.seen[i]
-            capsule = self.export(array)  # which keeps the memory for as long as it is looked at
-            if (not self.measure(described(capsule), &now) or now.data != s.data or now.rows != s.rows
+            owner = self.export.describe(array, &a)  # which keeps the memory for as long as it is looked at
+            if (not self.measure(&a, &now) or now.data != s.data or now.rows != s.rows
                     or now.columns != s.columns or version_of(array) != s.version
                     or not same_samples(s.data, &s.many if thorough else &s.few, self.item_size)):
                 return False

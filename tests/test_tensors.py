@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm._core import Watch
+from fastlstm._core import Exporter, Watch
 
 INPUTS, H = 5, 7
 
 
-def export(array: Any) -> Any:
-    return array.__dlpack__()
+export = Exporter(lambda array: array.__dlpack__())
 
 
 LAYERS = {
@@ -106,9 +105,29 @@ def test_capsules_only() -> None:
     x = good()["x"]
     for bad in (lambda a: None, lambda a: 3, lambda a: a, lambda a: a.__dlpack__(max_version=(1, 0))):
         with pytest.raises((ValueError, TypeError)):
-            core.forward_tensors(bad, x, None, None, False, False)
+            core.forward_tensors(Exporter(bad), x, None, None, False, False)
+    with pytest.raises(TypeError, match="give: int, wanted"):
+        Exporter(3)
+    for wrong in (None, lambda a: a.__dlpack__()):
+        with pytest.raises(TypeError):
+            core.forward_tensors(wrong, x, None, None, False, False)
     with pytest.raises(ZeroDivisionError):
-        core.forward_tensors(lambda a: 1 / 0, x, None, None, False, False)
+        core.forward_tensors(Exporter(lambda a: 1 / 0), x, None, None, False, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_of_the_same_memory(dtype: str) -> None:
+    a = np.arange(60.0).astype(dtype).reshape(3, 4, 5)
+    for view in (a, a[1], a[:, ::2], a.swapaxes(0, 2), a[..., :1], a[:0], a[1, 2, 3:4], np.array(3.0, dtype)):
+        found = export.array(view)
+        assert found.dtype == a.dtype and found.shape == view.shape and np.array_equal(found, view)
+        assert not found.flags.writeable
+        assert not view.size or found.ctypes.data == view.ctypes.data
+    kept = export.array(np.arange(1000.0))  # alive by this alone
+    assert np.array_equal(kept, np.arange(1000.0))
+    for wrong in (a.astype("int32"), a.astype("float16"), a.astype("complex64"), np.ones((1,) * 9)):
+        with pytest.raises(TypeError, match="x: wanted float32 or float64"):
+            export.array(wrong)
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -130,7 +149,7 @@ class Weight:
 def watch(**arrays: Any) -> tuple[Any, dict[str, Weight]]:
     weights = {name: Weight(array) for name, array in arrays.items()}
     size = next(iter(arrays.values())).itemsize
-    return Watch(lambda w: w.array.__dlpack__(), weights, size), weights
+    return Watch(Exporter(lambda w: w.array.__dlpack__()), weights, size), weights
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -195,7 +214,7 @@ def test_watch_looks_everywhere(shape: tuple[int, ...]) -> None:
 def test_watch_without_versions() -> None:
     a = np.ones((3, 4), "float32")
     weights = {"a": Weight(a, -1)}
-    seen = Watch(lambda w: w.array.__dlpack__(), weights, 4)
+    seen = Watch(Exporter(lambda w: w.array.__dlpack__()), weights, 4)
     assert seen.unchanged(weights, False)
     assert not seen.unchanged({"a": Weight(a, 0)}, False)
     a[0, 0] = 2
@@ -214,4 +233,8 @@ def test_watch_without_versions() -> None:
 )
 def test_watch_refuses_what_it_cannot_watch(array: Any) -> None:
     with pytest.raises(ValueError, match="weights: wanted C-contiguous"):
-        Watch(lambda w: w.array.__dlpack__(), {"a": Weight(np.ones(3, "float32")), "b": Weight(array)}, 4)
+        Watch(
+            Exporter(lambda w: w.array.__dlpack__()),
+            {"a": Weight(np.ones(3, "float32")), "b": Weight(array)},
+            4,
+        )

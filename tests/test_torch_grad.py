@@ -230,6 +230,20 @@ def test_changes_in_place_before_backward_are_refused(what: str) -> None:
             loss.backward()
 
 
+def test_other_memory_for_the_input_before_backward() -> None:
+    """`x.data = ..` leaves the recorded numbers as they are; a storage that is gone is not read."""
+    module = accelerated.LSTM(5, 7, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    wanted = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    loss = module(x)[0].square().sum()
+    x.data = torch.zeros(4, 3, 5, dtype=torch.float64)
+    assert_close(list(torch.autograd.grad(loss, list(module.parameters()))), list(wanted))
+    loss = module(x)[0].square().sum()
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage was resized between forward and backward"):
+        loss.backward()
+
+
 def test_backward_twice() -> None:
     _, module = twins("LSTM", 5, 7)
     loss = module(torch.randn(4, 3, 5))[0].square().sum()

@@ -386,6 +386,13 @@ def test_no_copies_of_input_and_output() -> None:
 
     x = torch.randn(4, 3, 5)
     assert _engine.array_of(x).ctypes.data == x.data_ptr()
+    with torch.no_grad():  # and nothing of the caller's becomes unlike it was
+        module = accelerated.GRU(5, 7)
+        for _ in range(2):
+            module(x.requires_grad_())
+        module(torch.randn(4, 3, 5))
+        x.detach_().untyped_storage().resize_(4 * 4 * 3 * 5)
+        assert all(p.untyped_storage().resizable() for p in (x, *module.parameters()))
     view = torch.randn(3, 4, 5).transpose(0, 1)
     assert _engine.array_of(view).ctypes.data == view.data_ptr()
     theirs, ours = twins("LSTM", 5, 7)
