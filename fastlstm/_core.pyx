@@ -263,7 +263,7 @@ cdef class Exporter:
         return capsule
 
     def array(self, x):
-        """x, float32 or float64 in the CPU's memory, as a NumPy array of the same memory, not to be written to.
+        """x, float32 or float64 in the CPU's memory, as a NumPy array of the same memory.
 
         Unlike `Tensor.numpy` it leaves x resizable. Raises TypeError for anything else.
         """
@@ -282,7 +282,7 @@ cdef class Exporter:
             stride *= a.shape[i]
         kind = cnp.NPY_FLOAT32 if a.dtype.bits == 32 else cnp.NPY_FLOAT64
         data = NULL if a.data == NULL else <char *>a.data + a.byte_offset
-        array = cnp.PyArray_New(np.ndarray, a.ndim, shape, kind, strides, data, 0, 0, None)
+        array = cnp.PyArray_New(np.ndarray, a.ndim, shape, kind, strides, data, 0, cnp.NPY_ARRAY_WRITEABLE, None)
         cnp.set_array_base(array, owner)
         return array
 
