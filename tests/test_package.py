@@ -70,6 +70,29 @@ def test_import_brings_no_other_package(module: str) -> None:
     assert others - {"cython_runtime"} <= {"fastlstm", "numpy"}
 
 
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("torch", "fastlstm.torch"),
+        ("torch", "fastlstm.LSTM(1, 1).to_torch()"),
+        ("torch", "fastlstm.from_torch"),
+        ("onnx", "fastlstm.from_onnx(b'')"),
+        ("onnx", "fastlstm.to_onnx(fastlstm.LSTM(1, 1))"),
+        ("h5py", "fastlstm.from_keras(sys.argv[1])"),
+        ("keras", "fastlstm.keras.to_keras(fastlstm.LSTM(1, 1))"),
+    ],
+)
+def test_what_is_missing_is_named(package: str, use: str, tmp_path: Path) -> None:
+    """Each importer says which extra brings what it lacks; without it the rest of fastlstm works."""
+    (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(600))
+    code = f"import sys, fastlstm; sys.modules[{package!r}] = None; {use}"
+    run = [sys.executable, "-c", code, str(tmp_path / "model.h5")]
+    done = subprocess.run(run, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    extra = "keras" if package == "h5py" else package
+    assert last.startswith("ImportError: ") and f"pip install 'fastlstm[{extra}]'" in last, last
+
+
 # --- the stub of the extension ------------------------------------------------------------------------------
 
 STUB = ast.parse((PACKAGE / "_core.pyi").read_text(encoding="utf-8"))

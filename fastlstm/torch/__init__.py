@@ -21,6 +21,11 @@ torch.compile calls the modules as they are, as it does with torch.nn's; with
 
 from __future__ import annotations
 
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("fastlstm.torch needs PyTorch: pip install 'fastlstm[torch]'") from error
+
 from ._accelerate import Left, Report, accelerate
 from ._from import found as found
 from ._from import from_torch
