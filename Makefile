@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build test test-c strict asan asan-python tsan neon neon-kernels ulp coverage bench bench-smoke peers instructions lint \
+.PHONY: help demo build test test-c strict asan asan-python tsan neon neon-kernels ulp coverage bench bench-smoke accelerate peers instructions lint \
 	format typecheck dist clean
 
 help: ## what there is
@@ -169,6 +169,10 @@ peers: $(PEER_VENVS:%=%/.made) ## the environments of the peers (gigabytes): .ve
 bench: peers ## measure the whole grid against NumPy and the peers (hours; wants a quiet machine)
 	.venv-bench/bin/python $(PIP) install -q --no-deps -e .
 	.venv-bench/bin/python bench/run.py $(patsubst %,--also %/bin/python,$(wordlist 2,9,$(PEER_VENVS))) $(ARGS)
+
+accelerate: .venv-bench/.made ## PyTorch's modules beside their accelerated twins, on one core
+	.venv-bench/bin/python $(PIP) install -q --no-deps -e .
+	taskset -c 0 .venv-bench/bin/python bench/accelerate.py $(ARGS)
 
 instructions: build/c/plain/instructions ## do kernels take more instructions than they did? (ARGS=--update: now they may)
 	$(PYTHON) bench/instructions.py $< $(ARGS)

@@ -17,16 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
-import torch  # noqa: E402
-from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402
-
-import fastlstm  # noqa: E402
-import fastlstm.torch  # noqa: E402
+import fastlstm
+import fastlstm.torch
 
 
 class Row(NamedTuple):
@@ -55,12 +52,14 @@ GRU = [
     (32, 32, 1, 1), (32, 32, 100, 1), (256, 256, 100, 1), (64, 64, 50, 8), (256, 256, 50, 64),
     (512, 512, 25, 64),
 ]  # fmt: skip
+AUDIO = [(1, hidden, 48_000, 1) for hidden in (8, 16, 20, 32, 40, 64)]
 TRAIN = [
     (32, 32, 100, 1), (256, 256, 100, 1), (64, 64, 50, 8), (128, 128, 100, 32), (256, 256, 50, 64),
     (512, 512, 25, 64), (1024, 1024, 25, 64),
 ]  # fmt: skip
 ROWS = [
     *(Row("LSTM", *sizes) for sizes in LSTM),
+    *(Row("LSTM", *sizes) for sizes in AUDIO),
     *(Row("GRU", *sizes) for sizes in GRU),
     *(Row("LSTM", *sizes, train=True) for sizes in TRAIN),
     Row("LSTM", 64, 64, 1000, 32, train=True, packed=True),

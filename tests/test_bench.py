@@ -578,3 +578,16 @@ def test_count_takes_the_difference(instructions: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(instructions.subprocess, "run", run)
     assert instructions.count(Path("program"), "step") == 77
+
+
+def test_accelerated_modules_beside_plain_ones() -> None:
+    """bench/accelerate.py compares outputs and gradients before it times; here, that it does."""
+    pytest.importorskip("torch")
+    script = Path(__file__).resolve().parents[1] / "bench" / "accelerate.py"
+    if not script.exists():
+        pytest.skip("no benchmark beside the tests")
+    run = [sys.executable, str(script), "--smoke", "--rows", "32, 32|one step"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10 and any("training" in row for row in rows)
