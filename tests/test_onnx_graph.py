@@ -171,6 +171,28 @@ def test_stream_carries_the_state(engine):
     assert not begun.state["h_in"].any()
 
 
+def test_a_default_that_one_step_replaced_is_back_at_the_next(engine):
+    """Also where that step raised."""
+    rng, state = np.random.default_rng(3), [1, 1, 5]
+    weights = {"W": normal(rng, 1, 15, 3), "R": normal(rng, 1, 15, 5), "scale": np.ones(5, np.float32)}
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["Y", "h_out"], "rnn", hidden_size=5),
+        helper.make_node("Mul", ["Y", "scale"], ["y"]),
+    ]
+    inputs = [("x", FLOAT, ["time", 1, 3]), ("h", FLOAT, state), ("scale", FLOAT, ["n"])]
+    proto = model_of(nodes, inputs, [("y", FLOAT, [1, 1, 1, 5]), ("h_out", FLOAT, state)], weights)
+    model = fastlstm.from_onnx(proto, whole=True, engine=engine)
+    x = normal(rng, 3, 1, 1, 3)
+    stream, other = (model.stream({"h": "h_out"}) for _ in range(2))
+    assert np.array_equal(stream.step(x=x[0], scale=np.full(5, 8))["y"], 8 * other.step(x=x[0])["y"])
+    assert np.array_equal(stream.step(x=x[1])["y"], other.step(x=x[1])["y"])
+    with pytest.raises(ValueError):
+        stream.step(x=x[2], scale=np.full(4, 8))
+    twin = stream.copy()
+    assert np.array_equal(stream.step(x=x[2])["y"], other.step(x=x[2])["y"])
+    assert np.array_equal(twin.step(x=x[2])["y"], stream.state["h"][None])
+
+
 def test_stream_refuses():
     rng = np.random.default_rng(2)
     model = fastlstm.from_onnx(detector(rng), engine="reference")
