@@ -785,6 +785,34 @@ def test_two_nodes_that_begin_with_one_input_are_not_plain():
         fastlstm.from_onnx(proto, whole=False)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_dense_parts_after_lengths_are_plain_behind_the_last_step_only(last):
+    """Elsewhere the graph gives a bias in the padding and `Sequential` zeros."""
+    rng = np.random.default_rng(5)
+    weights = {
+        "W": normal(rng, 1, 15, 4), "R": normal(rng, 1, 15, 5), "w": normal(rng, 5, 2), "b": normal(rng, 2),
+        "axis": np.array([0 if last else 1]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R", "", "n"], ["Y", "h"], "rnn", hidden_size=5),
+        helper.make_node("Squeeze", ["h" if last else "Y", "axis"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    shape = ["batch", 2] if last else ["time", "batch", 2]
+    inputs = [("x", FLOAT, ["time", "batch", 4]), ("n", TensorProto.INT32, ["batch"])]
+    proto = model_of(nodes, inputs, [("y", FLOAT, shape)], weights)
+    feeds = {"x": normal(rng, 4, 3, 4), "n": np.array([4, 2, 1], np.int32)}
+    wanted = by_onnxruntime(proto, feeds)
+    if last:
+        model = fastlstm.from_onnx(proto, whole=False)
+        close({"y": model(feeds["x"], lengths=feeds["n"])[0]}, wanted)
+    else:
+        with pytest.raises(ValueError, match="is no plain model: .*other values than zeros in the padding"):
+            fastlstm.from_onnx(proto, whole=False)
+        close(fastlstm.from_onnx(proto)(feeds), wanted)
+
+
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_not_plain(name):
     """Each runs as a whole graph nevertheless, with the right numbers."""

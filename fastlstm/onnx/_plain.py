@@ -513,6 +513,9 @@ class _Walk:
         if self.x is None:
             raise NotPlain("no part of it is one that fastlstm knows")
         self._check_outputs()
+        if self.lengths and not self.last_step and not isinstance(self.parts[-1], Layer):
+            # Sequential leaves zeros in the padding, the graph a bias or what an activation makes of 0.
+            raise NotPlain("with sequence_lens its last parts give other values than zeros in the padding")
         for name, (_, rows) in self.taken.items():
             shape = self.graph.inputs[name].shape
             if name in self.in_parts and shape and isinstance(shape[0], int) and shape[0] != rows:
