@@ -281,7 +281,8 @@ def test_a_model(seed, dtype):
     agree(model(x), want, 20)
     assert model.dtype == want.dtype and model.parameters
     if len(x) > 1:
-        agree(model.predict(x, batch_size=2, verbose=0), want, 20)
+        for verbose in (0, 1, 2, "auto"):  # all print nothing
+            agree(model.predict(x, batch_size=2, verbose=verbose), want, 20)
 
 
 # --- activations --------------------------------------------------------------------------------------------
@@ -635,7 +636,8 @@ def test_bad_input():
         (lambda: model(x, mask=np.ones((2, 4))), r"mask must be \[B, T\] = \(2, 5\)"),
         (lambda: model(x, initial_state=[x[:, 0, :3]]), "list of 2 states, got 1"),
         (lambda: model(x, initial_state=[x[:, 0, :2]] * 2), "initial_state"),
-        (lambda: model.predict(x, verbose=1), "verbose"),
+        (lambda: model.predict(x, verbose=3), "verbose"),
+        (lambda: model.predict(x, verbose=True), "verbose"),
         (lambda: model.predict(x, batch_size=0), "batch_size"),
         (lambda: fastlstm.from_keras(3), "source must be a path"),
         (lambda: fastlstm.from_keras(fastlstm.LSTM(2, 3)), "source must be a path"),

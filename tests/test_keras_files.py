@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -654,3 +657,42 @@ def test_many_weight_names_are_in_parts(tmp_path):
         attributes["weight_names0"], attributes["weight_names1"] = names[:1], names[1:]
     x = np.ones((2, 5, 4), np.float32)
     assert np.array_equal(fastlstm.from_keras(path)(x), fastlstm.from_keras(model)(x))
+
+
+@pytest.mark.parametrize("configured", [None, "tensorflow", "torch"])
+def test_to_keras_finds_a_backend_where_nobody_chose_one(configured, tmp_path):
+    """Keras's default, which it also writes to keras.json, is TensorFlow, installed or not."""
+    if importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is installed")
+    if configured:
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
+    code = """
+import os, fastlstm
+fastlstm.keras.to_keras(fastlstm.LSTM(3, 2, batch_first=True))
+import keras
+print(keras.backend.backend(), os.environ.get("KERAS_BACKEND"))
+"""
+    environment = {n: v for n, v in os.environ.items() if n != "KERAS_BACKEND"} | {
+        "KERAS_HOME": str(tmp_path)
+    }
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.split() == ["torch", "None"], ran.stderr
+
+
+def test_without_any_backend_to_keras_says_what_to_set(tmp_path):
+    code = """
+import importlib.util, sys, fastlstm
+none = dict.fromkeys(("torch", "jax", "tensorflow"))
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in none else find(name, *more)
+sys.modules |= none
+try:
+    fastlstm.keras.to_keras(fastlstm.LSTM(3, 2, batch_first=True))
+except ImportError as error:
+    print(error)
+"""
+    environment = {n: v for n, v in os.environ.items() if n != "KERAS_BACKEND"} | {
+        "KERAS_HOME": str(tmp_path)
+    }
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0 and "set KERAS_BACKEND" in ran.stdout, ran.stderr

@@ -285,6 +285,41 @@ def test_default_parameters_of_activations_stay_exact_in_float64():
         assert np.array_equal(model(x)[0], back(x)[0]), spec
 
 
+ELEVEN = (
+    "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
+    "softsign", "softplus",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ELEVEN)
+@pytest.mark.parametrize(
+    "cell, role", [("rnn", 0), *(("gru", k) for k in (0, 1)), *(("lstm", k) for k in (0, 1, 2))]
+)
+def test_onnxruntime_agrees_with_each_activation_at_its_defaults(spec, cell, role):
+    """Whose own defaults of some differ: 0 where fastlstm and ONNX's operators have 1."""
+    usual = {"rnn": ["tanh"], "gru": ["sigmoid", "tanh"], "lstm": ["sigmoid", "tanh", "tanh"]}[cell]
+    for beside in ([], ["hard_sigmoid"] if len(usual) > 1 else []):  # whose parameters come before or after
+        specs = usual[:role] + [spec] + usual[role + 1 :]
+        if beside:
+            specs[role - 1] = beside[0]
+        kind = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell]
+        activations = tuple(specs) if len(specs) > 1 else spec
+        model = kind(5, 7, bidirectional=True, activations=activations, seed=1)
+        feeds, arguments, options = feeds_of(model, np.random.default_rng(0), True, steps=3)
+        proto = fastlstm.to_onnx(model, states=True)
+        wanted = call(model, arguments, options)
+        near(by_onnxruntime(proto, feeds), wanted, 1e-5)
+        for a, b in zip(
+            call(fastlstm.from_onnx(proto, whole=False), arguments, options), wanted, strict=True
+        ):
+            assert np.array_equal(a, b)
+
+
+def test_float64_defaults_beside_those_that_engines_read_differently_are_refused():
+    with pytest.raises(ValueError, match="0.01 is no float32"):
+        fastlstm.to_onnx(GRU(5, 7, dtype="float64", activations=("leaky_relu", "affine")))
+
+
 @pytest.mark.parametrize("wrong", ["gates", "peepholes", "states"])
 def test_planted_mistakes_are_noticed(wrong, monkeypatch):
     """The comparison with ONNX Runtime goes red for each."""

@@ -171,6 +171,28 @@ def test_stream_carries_the_state(engine):
     assert not begun.state["h_in"].any()
 
 
+def test_a_default_that_one_step_replaced_is_back_at_the_next(engine):
+    """Also where that step raised."""
+    rng, state = np.random.default_rng(3), [1, 1, 5]
+    weights = {"W": normal(rng, 1, 15, 3), "R": normal(rng, 1, 15, 5), "scale": np.ones(5, np.float32)}
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["Y", "h_out"], "rnn", hidden_size=5),
+        helper.make_node("Mul", ["Y", "scale"], ["y"]),
+    ]
+    inputs = [("x", FLOAT, ["time", 1, 3]), ("h", FLOAT, state), ("scale", FLOAT, ["n"])]
+    proto = model_of(nodes, inputs, [("y", FLOAT, [1, 1, 1, 5]), ("h_out", FLOAT, state)], weights)
+    model = fastlstm.from_onnx(proto, whole=True, engine=engine)
+    x = normal(rng, 3, 1, 1, 3)
+    stream, other = (model.stream({"h": "h_out"}) for _ in range(2))
+    assert np.array_equal(stream.step(x=x[0], scale=np.full(5, 8))["y"], 8 * other.step(x=x[0])["y"])
+    assert np.array_equal(stream.step(x=x[1])["y"], other.step(x=x[1])["y"])
+    with pytest.raises(ValueError):
+        stream.step(x=x[2], scale=np.full(4, 8))
+    twin = stream.copy()
+    assert np.array_equal(stream.step(x=x[2])["y"], other.step(x=x[2])["y"])
+    assert np.array_equal(twin.step(x=x[2])["y"], stream.state["h"][None])
+
+
 def test_stream_refuses():
     rng = np.random.default_rng(2)
     model = fastlstm.from_onnx(detector(rng), engine="reference")
@@ -692,6 +714,103 @@ def test_plain(name):
     wanted = list(by_onnxruntime(proto, {"x": x}).values())
     for got, right in zip((y, h, c), wanted, strict=False):
         assert np.abs(got - right).max() < 1e-6
+
+
+def two_layers(
+    op="LSTM", h=((0, 1), (1, 2)), c=((0, 1), (1, 2)), sources="hhcc", finals=(0, 1), axis=0, parts=2
+):
+    """Two layers whose initial states are slices of inputs, and whose final states are joined."""
+    rng, weights, nodes = np.random.default_rng(0), {"one": np.array([1]), "axis": np.array([axis])}, []
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    x = "x"
+    for k in (0, 1):
+        own = {f"W{k}": normal(rng, 1, gates * 5, 5), f"R{k}": normal(rng, 1, gates * 5, 5)}
+        states = {f"h{k}": (sources[k], h[k])} | ({f"c{k}": (sources[2 + k], c[k])} if op == "LSTM" else {})
+        for name, (source, rows) in states.items():
+            weights |= {f"{name}.from": np.array(rows[:1]), f"{name}.to": np.array(rows[1:])}
+            nodes.append(helper.make_node("Slice", [source, f"{name}.from", f"{name}.to", "axis"], [name]))
+        outputs = [f"Y{k}", f"hn{k}", *([f"cn{k}"] if op == "LSTM" else [])]
+        nodes.append(helper.make_node(op, [x, *own, "", "", *states], outputs, f"l{k}", hidden_size=5))
+        nodes.append(helper.make_node("Squeeze", [f"Y{k}", "one"], [f"y{k}"]))
+        weights |= own
+        x = f"y{k}"
+    nodes.append(helper.make_node("Concat", [f"hn{k}" for k in finals], ["hn"], axis=0))
+    state = [parts, "batch", 5]
+    inputs = [("x", FLOAT, ["time", "batch", 5]), ("h", FLOAT, state)] + [("c", FLOAT, state)] * (
+        op == "LSTM"
+    )
+    outputs = [("y1", FLOAT, ["time", "batch", 5]), ("hn", FLOAT, [2, "batch", 5])]
+    return model_of(nodes, inputs, outputs, weights)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("rows", [((0, 1), (1, 2)), ((-2, -1), (-1, 2**63 - 1))])
+def test_parts_of_states_are_those_of_layers(op, rows):
+    proto = two_layers(op, rows, rows)
+    model = fastlstm.from_onnx(proto, whole=False)
+    rng = np.random.default_rng(1)
+    x, h, c = normal(rng, 3, 4, 5), normal(rng, 2, 4, 5), normal(rng, 2, 4, 5)
+    feeds = {"x": x, "h": h} | ({"c": c} if op == "LSTM" else {})
+    y, state = model(x, (h, c) if op == "LSTM" else h)
+    close({"y1": y, "hn": state[0] if op == "LSTM" else state}, by_onnxruntime(proto, feeds))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"h": ((1, 2), (0, 1)), "c": ((1, 2), (0, 1))}, "is not the part of 'h'"),
+        ({"c": ((1, 2), (0, 1))}, "is not the part of 'c'"),
+        ({"h": ((0, 1), (0, 1))}, "is not the part of 'h'"),
+        ({"op": "GRU", "h": ((0, 1), (0, 1))}, "is not the part of 'h'"),
+        ({"sources": "hcch"}, "is not the part of 'c'"),
+        ({"sources": "hhhh"}, "is not the part of 'h'"),
+        ({"parts": 3}, "read 2 of the 3 parts of 'h'"),
+        ({"h": ((0, 5), (0, 5)), "axis": 2}, "is neither zero nor an input"),
+        ({"finals": (1, 0)}, "in another order than layers"),
+        ({"finals": (1, 1)}, "in another order than layers"),
+    ],
+)  # fmt: skip
+def test_states_in_another_order_are_not_plain(change, said):
+    proto = two_layers(**change)
+    with pytest.raises(ValueError, match=f"is no plain model: .*{said}"):
+        fastlstm.from_onnx(proto, whole=False)
+
+
+def test_two_nodes_that_begin_with_one_input_are_not_plain():
+    proto = two_layers("GRU")
+    for node in proto.graph.node:
+        if node.op_type == "GRU":
+            node.input[5] = "h"
+    with pytest.raises(ValueError, match="is not the part of 'h'"):
+        fastlstm.from_onnx(proto, whole=False)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_dense_parts_after_lengths_are_plain_behind_the_last_step_only(last):
+    """Elsewhere the graph gives a bias in the padding and `Sequential` zeros."""
+    rng = np.random.default_rng(5)
+    weights = {
+        "W": normal(rng, 1, 15, 4), "R": normal(rng, 1, 15, 5), "w": normal(rng, 5, 2), "b": normal(rng, 2),
+        "axis": np.array([0 if last else 1]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R", "", "n"], ["Y", "h"], "rnn", hidden_size=5),
+        helper.make_node("Squeeze", ["h" if last else "Y", "axis"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    shape = ["batch", 2] if last else ["time", "batch", 2]
+    inputs = [("x", FLOAT, ["time", "batch", 4]), ("n", TensorProto.INT32, ["batch"])]
+    proto = model_of(nodes, inputs, [("y", FLOAT, shape)], weights)
+    feeds = {"x": normal(rng, 4, 3, 4), "n": np.array([4, 2, 1], np.int32)}
+    wanted = by_onnxruntime(proto, feeds)
+    if last:
+        model = fastlstm.from_onnx(proto, whole=False)
+        close({"y": model(feeds["x"], lengths=feeds["n"])[0]}, wanted)
+    else:
+        with pytest.raises(ValueError, match="is no plain model: .*other values than zeros in the padding"):
+            fastlstm.from_onnx(proto, whole=False)
+        close(fastlstm.from_onnx(proto)(feeds), wanted)
 
 
 @pytest.mark.parametrize("name", NOT_PLAIN)

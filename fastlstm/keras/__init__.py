@@ -47,7 +47,8 @@ def to_keras(model: Any, path: str | os.PathLike[str] | None = None) -> Any:
     weights; also written to a .keras or .h5 file, if a path is given.
 
     Its input is [B, T, ..], whatever batch_first says, and it has no states. Keras has one bias where
-    fastlstm has two (but in a GRU with reset_after): their sum.
+    fastlstm has two (but in a GRU with reset_after): their sum. Where neither KERAS_BACKEND nor keras.json
+    names one that is installed, Keras is imported with the first of TensorFlow, PyTorch and JAX that is.
 
     Raises ValueError naming what Keras has no layer for (a gated RNN, projections, peepholes, ..), TypeError
     for what is no module of fastlstm's, OSError if the file cannot be written, ImportError without Keras and

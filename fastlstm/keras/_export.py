@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +19,7 @@ from fastlstm import _check
 from ._activations import SPECS
 from ._cells import keras_weights
 
+BACKENDS = ("tensorflow", "torch", "jax")
 SUFFIXES = (".keras", ".h5", ".hdf5")
 CELLS: dict[type[Any], str] = {fastlstm.LSTM: "LSTM", fastlstm.GRU: "GRU", fastlstm.RNN: "SimpleRNN"}
 # What Keras's cells have no counterpart of, and the values that mean none.
@@ -41,13 +45,45 @@ def to_keras(model: Any, path: str | os.PathLike[str] | None) -> Any:
 
 
 def _keras() -> Any:
-    try:
-        import keras
-    except ImportError as error:
-        raise ImportError(
-            f"to_keras needs Keras and a backend of its: pip install 'fastlstm[keras]' ({error})"
-        ) from error
+    with _some_backend():
+        try:
+            import keras
+        except ImportError as error:
+            raise ImportError(
+                "to_keras needs Keras and a backend of its: pip install 'fastlstm[keras]' and "
+                f"set KERAS_BACKEND to one of {', '.join(BACKENDS)} that is installed ({error})"
+            ) from error
     return keras
+
+
+@contextlib.contextmanager
+def _some_backend() -> Iterator[None]:
+    """Where nobody chose a backend that is there, Keras is imported with the first one installed: its own
+    default is TensorFlow, which few have. The environment is afterwards as before."""
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
+    if (
+        "keras" in sys.modules
+        or os.environ.get("KERAS_BACKEND")
+        or _configured() in installed
+        or not installed
+    ):
+        yield
+        return
+    os.environ["KERAS_BACKEND"] = installed[0]
+    try:
+        yield
+    finally:
+        del os.environ["KERAS_BACKEND"]
+
+
+def _configured() -> Any:
+    """The backend of keras.json; Keras writes TensorFlow there by itself, installed or not."""
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    try:
+        with open(os.path.join(home, "keras.json"), encoding="utf-8") as file:
+            return json.load(file)["backend"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 class _Maker:

@@ -99,10 +99,10 @@ class KerasModel:
     def predict(self, x: npt.ArrayLike, batch_size: int | None = None, verbose: Any = 0) -> Any:
         """The same, in batches of that many sequences; None: all at once, which a stateful model wants.
 
-        verbose: 0 or "auto": there is no progress to show. Raises as a call.
+        verbose: 0, 1, 2 or "auto", as Keras takes it: nothing is printed. Raises as a call.
         """
-        if isinstance(verbose, bool) or verbose not in (0, "auto"):
-            raise ValueError(f"verbose must be 0 or 'auto', got {verbose!r}")
+        if isinstance(verbose, bool) or verbose not in (0, 1, 2, "auto"):
+            raise ValueError(f"verbose must be 0, 1, 2 or 'auto', got {verbose!r}")
         array = np.asarray(x)
         if batch_size is None or len(array) <= _check.integer("batch_size", batch_size, 1):
             return self(array)

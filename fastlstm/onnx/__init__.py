@@ -47,6 +47,9 @@ def from_onnx(
     the graph has inputs and outputs for them, they are this argument and this result. Equal recurrent nodes
     one after the other become one layer with num_layers.
 
+    A sequence of length 0 keeps its initial state, in a plain model and in an OnnxModel. (ONNX Runtime gives
+    zeros there.)
+
     Raises OSError; TypeError or ValueError for an argument, and ValueError naming what is wrong with a model
     that is malformed, truncated, too large, of an unknown opset or not supported by the engine. ImportError
     without onnx.

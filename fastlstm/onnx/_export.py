@@ -21,6 +21,8 @@ from ._read import LARGEST, Array, Proto, require
 OLDEST = 13  # Squeeze and its like take their axes as an input from here on
 WITH_LAYER_NORM = 17
 DEFAULT_OPSET = 17
+# Activations of recurrent nodes that have the same defaults in every engine: those of ONNX's operators.
+SHARED_DEFAULTS = frozenset({"leaky_relu", "hard_sigmoid", "elu"})
 
 
 def to_onnx(
@@ -49,8 +51,10 @@ def to_onnx(
     forget_gate=False) comes back through `from_onnx` with the same bits. The others run on any engine, but
     come back as its Scan.
 
-    ONNX keeps the parameters of activations as float32; of the defaults, which are not written, 0.2 and 0.01
-    are none, so that in float64 other engines may differ in the ninth digit.
+    ONNX keeps the parameters of activations as float32. Of the defaults 0.2 and 0.01 are none: float64 layers
+    leave them to the engine, which may differ in the ninth digit.
+
+    A sequence of length 0 keeps its initial state; ONNX Runtime gives zeros there.
 
     Raises TypeError or ValueError naming what ONNX cannot hold: int8 weights, whose inputs are rounded too;
     float64 parameters of activations, or a clip, that are no float32, as ONNX keeps them. OSError.
@@ -368,17 +372,22 @@ class _Export:
         names = [_onnx_name(spec if isinstance(spec, str) else spec[0]) for spec in specs]
         if tuple(names) != _node.OPERATORS[op].defaults * len(o.suffixes):
             found["activations"] = names
-        values = [_with_defaults(spec) for spec in specs]
         for at, key in enumerate(("activation_alpha", "activation_beta")):
-            own = [v[at] for v in values if len(v) > at]
-            usual = [
-                _check.ACTIVATIONS[spec if isinstance(spec, str) else spec[0]][at]
-                for spec, v in zip(specs, values, strict=True)
-                if len(v) > at
-            ]
-            if own != usual:
-                found[key] = [self._attribute(v) for v in own]
+            own = self._parameters(specs, at)
+            if own:
+                found[key] = own
         return found
+
+    def _parameters(self, specs: Sequence[_check.Activation], at: int) -> list[float]:
+        """All alphas (at 0) or betas (at 1), in the order of the functions, also those that are defaults:
+        ONNX Runtime has others for some. Only a float64 list of defaults that all engines share and float32
+        does not hold is left out."""
+        chosen = [(spec if isinstance(spec, str) else spec[0], _with_defaults(spec)) for spec in specs]
+        taken = [(name, values[at]) for name, values in chosen if len(values) > at]
+        shared = all(n in SHARED_DEFAULTS and v == _check.ACTIVATIONS[n][at] for n, v in taken)
+        if shared and self.dtype == np.float64 and any(float(np.float32(v)) != v for _, v in taken):
+            return []
+        return [self._attribute(value) for _, value in taken]
 
 
 _NODES = {operator.cell: name for name, operator in _node.OPERATORS.items()}

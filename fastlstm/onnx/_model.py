@@ -110,6 +110,9 @@ class OnnxStream:
         }
         self._ports = {name: port for name, port in ports.items() if name not in self._names}
         self._required = model._required & self._ports.keys()
+        begun, places = model._plan.begun(), model._plan.places
+        # A default holds for each step that is not given another value, so it is written each time.
+        self._usual = {n: begun[places[n]] for n in self._ports.keys() - model._required if n in places}
         self._outputs = [name for name in model._plan.outputs if name not in self._names.values()]
         self._alone = _Alone()
         self._begin(self._initial)
@@ -135,7 +138,7 @@ class OnnxStream:
 
     def _step(self, given: Named) -> dict[str, Any]:
         plan, values = self._model._plan, self._values
-        for name, value in _checked(given, self._ports, self._required).items():
+        for name, value in {**self._usual, **_checked(given, self._ports, self._required)}.items():
             values[plan.places[name]] = value
         plan.follow(values)
         new = {name: plan.output(source, values) for name, source in self._names.items()}

@@ -9,6 +9,7 @@ is guessed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -43,13 +44,18 @@ class Value(NamedTuple):
     """What a name holds.
 
     kind: "input", of the graph; "data", after the first `parts` parts of the model; "final", a final state;
-        "zeros"; "initial", a state made of inputs by moving numbers.
+        "zeros"; "initial", a state made of an input by moving numbers.
+    rows: the first and the end of those of a state input's first axis that it holds; None: all of them.
+    state: 0 of h, 1 of c, and numbers: of recurrent layers, whose final states it holds in this order.
     """
 
     kind: str
     axes: Axes = ()
     parts: int = 0
     name: str = ""  # of the graph's input
+    rows: tuple[int, int] | None = None
+    state: int = 0
+    numbers: tuple[int, ...] = ()
 
 
 class Dense(NamedTuple):
@@ -110,6 +116,8 @@ class _Walk:
         self.end: Axes = ()
         self.lengths: str | None = None
         self.last_step = False
+        self.taken: dict[str, tuple[int, int]] = {}  # of a state input: 0 for h, 1 for c, and rows so far
+        self.in_parts: set[str] = set()  # state inputs of which the layers read rows
         self.values: dict[str, Value] = {}
         for name, port in graph.inputs.items():
             if name not in graph.defaults and port.shape is not None:
@@ -294,8 +302,8 @@ class _Walk:
             raise NotPlain(f"{_node.label(node)} runs along another axis than time")
         self.time, self.batch = time, batch
         self._lengths(node, inputs[4])
-        for name in inputs[5:7]:
-            self._initial(node, name)
+        for state, name in enumerate(inputs[5:7]):
+            self._initial(node, name, state, made.directions)
         self.parts.append(Layer(made, _node.Weights(*weights), _node.label(node)))  # type: ignore[arg-type]  # W, R are there
         self._outputs(node, made, batch)
 
@@ -306,12 +314,21 @@ class _Walk:
             raise NotPlain(f"{_node.label(node)}: its sequence_lens are no input that all such nodes share")
         self.lengths = name or None
 
-    def _initial(self, node: Proto, name: str) -> None:
+    def _initial(self, node: Proto, name: str, state: int, directions: int) -> None:
+        """Zeros, or the next rows of an input: its rows are in the order of the layers, each read once."""
         value = self.values.get(name)
-        if name and not self._is_zero(name) and (
-            value is None or value.kind not in ("zeros", "input", "initial") or not self._no_x(value)
-        ):  # fmt: skip
-            raise NotPlain(f"{_node.label(node)}: its initial state {name!r} is neither zero nor an input")
+        if not name or self._is_zero(name) or value is not None and value.kind == "zeros":
+            return
+        where = f"{_node.label(node)}: its initial state {name!r}"
+        if value is None or value.kind not in ("input", "initial") or not self._no_x(value):
+            raise NotPlain(f"{where} is neither zero nor an input")
+        before, start = self.taken.get(value.name, (state, 0))
+        wanted = (start, start + directions)
+        if before != state or (value.rows or (0, directions)) != wanted:
+            raise NotPlain(f"{where} is not the part of {value.name!r} that is this layer's")
+        self.taken[value.name] = (state, wanted[1])
+        if value.rows is not None:
+            self.in_parts.add(value.name)
 
     def _no_x(self, value: Value) -> bool:
         return self.x is None or value.name != self.x.name
@@ -322,21 +339,19 @@ class _Walk:
         state: Axes = (DIRECTIONS, batch, FEATURES)
         if made.batch_first:
             y, state = (batch, self.time or 0, DIRECTIONS, FEATURES), (batch, DIRECTIONS, FEATURES)
-        own = {names[0]: Value("data", y, count), names[1]: Value("final", state, count)}
-        own |= {names[2]: Value("final", state, -1)} if names[2] else {}  # c, which nothing reads on
+        number = (sum(isinstance(part, Layer) for part in self.parts) - 1,)
+        own = {names[0]: Value("data", y, count), names[1]: Value("final", state, count, numbers=number)}
+        if names[2]:  # c, which nothing reads on
+            own[names[2]] = Value("final", state, -1, state=1, numbers=number)
         self.values |= {name: value for name, value in own.items() if name}
 
     # --- moving numbers about ---
 
     def _move(self, node: Proto, first: Value) -> None:
         op = node.op_type
-        if (
-            first.kind == "initial"
-            or first.kind == "input"
-            and self._no_x(first)
-            and op in ("Split", "Slice", "Gather")
-        ):
-            self._put(node, first._replace(kind="initial"))
+        state = first.kind == "initial" or first.kind == "input" and self._no_x(first)
+        if state and op in ("Split", "Slice", "Gather"):
+            self._rows(node, first)
         elif op in ("Split", "Slice", "Gather", "Concat"):
             self._pick(node, first)
         elif op in ("Identity", "Dropout"):
@@ -346,18 +361,72 @@ class _Walk:
             moved = getattr(self, f"_{op.lower()}")(node, first.axes)
             if moved is not None:
                 self._put(node, first._replace(axes=moved))
-            elif first.kind == "input" and self._no_x(first):
-                self._put(node, first._replace(kind="initial"))
+            elif state:
+                self._put(node, first._replace(kind="initial", axes=()))
+
+    def _rows(self, node: Proto, first: Value) -> None:
+        """Some rows of a state input's first axis, one after the other."""
+        axis = self._attributes(node).get("axis", 0)
+        if node.op_type == "Slice":
+            chosen = self._numbers(node, "axes", 3)
+            axis = (
+                chosen[0] if chosen is not None and len(chosen) == 1 else 0 if len(node.input) < 4 else None
+            )
+        if axis is None or not -len(first.axes) <= axis < len(first.axes) or first.axes[axis] != 0:
+            return
+        shape = self.graph.inputs[first.name].shape or (None,)
+        start, stop = first.rows or (0, shape[0] if isinstance(shape[0], int) else None)
+        found = self._picked(node, None if stop is None else stop - start)
+        if found is None:
+            return
+        scalar = node.op_type == "Gather" and self._constant(node.input[1]).ndim == 0  # type: ignore[union-attr]  # it was found
+        for name, (begin, end) in zip(node.output, found, strict=True):
+            axes = () if scalar else first.axes
+            if name:
+                rows = (start + begin, start + end)
+                self.values[name] = Value("initial", axes, name=first.name, rows=rows)
+
+    def _numbers(self, node: Proto, attribute: str, k: int) -> list[int] | None:
+        """Whole numbers that are an attribute in earlier opsets and an input in later ones."""
+        given = self._attributes(node).get(attribute)
+        if given is None and k < len(node.input):
+            constant = self._constant(node.input[k])
+            given = None if constant is None else constant.ravel().tolist()
+        return given
+
+    def _picked(self, node: Proto, count: int | None) -> list[tuple[int, int]] | None:
+        """For each output the first and the end of the rows that it takes of so many; None if that is unknown
+        or they are not one after the other."""
+        if node.op_type == "Gather":
+            index = self._constant(node.input[1])
+            rows = [] if index is None or index.ndim > 1 else index.ravel().tolist()
+            if any(k < 0 for k in rows):
+                rows = [k % count for k in rows] if count else []
+            return [(rows[0], rows[-1] + 1)] if rows and rows == list(range(rows[0], rows[-1] + 1)) else None
+        if node.op_type == "Split":
+            sizes = self._numbers(node, "split", 1)
+            if sizes is None and len(node.input) < 2 and count and count % len(node.output) == 0:
+                sizes = [count // len(node.output)] * len(node.output)
+            if sizes is None or len(sizes) != len(node.output):
+                return None
+            return list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        starts, stops = self._numbers(node, "starts", 1), self._numbers(node, "ends", 2)
+        steps = self._numbers(node, "steps", 4) if len(node.input) > 4 else [1]
+        if not starts or not stops or len(starts) != 1 or len(stops) != 1 or steps != [1]:
+            return None
+        if count is None:
+            return [(starts[0], stops[0])] if 0 <= starts[0] < stops[0] else None
+        begin, end, _ = slice(starts[0], stops[0]).indices(count)
+        return [(begin, end)] if begin < end else None
 
     def _pick(self, node: Proto, first: Value) -> None:
         """The last step of a sequence; final states joined, or the last of them."""
         axis = self._attributes(node).get("axis", 0)
         if node.op_type == "Concat":
             values = [self.values.get(name) for name in node.input]
-            if all(v is not None and v.kind == "final" for v in values):
-                last = values[-1] or first
-                stacked = axis == 0 and self._one_direction() and last.axes[:1] == (DIRECTIONS,)
-                self._put(node, last._replace(axes=(LAYERS, *last.axes[1:]) if stacked else ()))
+            finals = [v for v in values if v is not None and v.kind == "final"]
+            if len(finals) == len(values):
+                self._joined(node, finals, axis)
             return
         index = self._constant(node.input[1]) if node.op_type == "Gather" else None
         if (
@@ -378,6 +447,26 @@ class _Walk:
             if isinstance(layer, Layer) and layer.recipe.direction == "forward":
                 self._put(node, first._replace(kind="final", axes=rest))
 
+    def _joined(self, node: Proto, finals: list[Value], axis: int) -> None:
+        """Final states of layers one after the other, in their order, as fastlstm has them."""
+        last, numbers = finals[-1], [n for v in finals for n in v.numbers]
+        beside = all(
+            -len(v.axes) <= axis < len(v.axes) and v.axes[axis] in (DIRECTIONS, LAYERS) for v in finals
+        )
+        if not beside or len({v.state for v in finals}) > 1:
+            raise NotPlain(
+                f"{name_of(node)!r} ({node.op_type}) joins final states in another way than layers"
+            )
+        if not all(v.numbers for v in finals) or numbers != list(
+            range(numbers[0], numbers[0] + len(numbers))
+        ):
+            raise NotPlain(
+                f"{name_of(node)!r} ({node.op_type}) joins final states in another order than layers"
+            )
+        stacked = axis == 0 and self._one_direction()
+        axes = (LAYERS, *last.axes[1:]) if stacked else ()
+        self._put(node, last._replace(axes=axes, numbers=tuple(numbers)))
+
     def _one_direction(self) -> bool:
         """Whether the last part is a recurrent layer of one direction."""
         layer = self.parts[-1] if self.parts else None
@@ -387,17 +476,9 @@ class _Walk:
         perm = self._attributes(node).get("perm", range(len(axes))[::-1])
         return tuple(axes[k] for k in perm) if sorted(perm) == list(range(len(axes))) else None
 
-    def _axes_of(self, node: Proto) -> list[int] | None:
-        """An input since opset 13, an attribute before."""
-        given = self._attributes(node).get("axes")
-        if given is None and len(node.input) > 1:
-            constant = self._constant(node.input[1])
-            given = None if constant is None else constant.ravel().tolist()
-        return given
-
     def _squeeze(self, node: Proto, axes: Axes) -> Axes | None:
         """Of directions, where there is one, and of what was inserted."""
-        given = self._axes_of(node)
+        given = self._numbers(node, "axes", 1)
         if given is None or any(not -len(axes) <= k < len(axes) for k in given):
             return None
         gone = {k % len(axes) for k in given}
@@ -406,7 +487,7 @@ class _Walk:
         return tuple(a for k, a in enumerate(axes) if k not in gone)
 
     def _unsqueeze(self, node: Proto, axes: Axes) -> Axes | None:
-        given = self._axes_of(node)
+        given = self._numbers(node, "axes", 1)
         if given is None:
             return None
         rank = len(axes) + len(given)
@@ -432,6 +513,13 @@ class _Walk:
         if self.x is None:
             raise NotPlain("no part of it is one that fastlstm knows")
         self._check_outputs()
+        if self.lengths and not self.last_step and not isinstance(self.parts[-1], Layer):
+            # Sequential leaves zeros in the padding, the graph a bias or what an activation makes of 0.
+            raise NotPlain("with sequence_lens its last parts give other values than zeros in the padding")
+        for name, (_, rows) in self.taken.items():
+            shape = self.graph.inputs[name].shape
+            if name in self.in_parts and shape and isinstance(shape[0], int) and shape[0] != rows:
+                raise NotPlain(f"its layers read {rows} of the {shape[0]} parts of {name!r}")
         embeds = isinstance(self.parts[0], Dense) and self.parts[0].kind == "Embedding"
         axes = range(_rank(self.x.axes) - (not embeds))  # of the input, its features left out
         wanted = (*(a for a in axes if not (self.last_step and a == self.time)), FEATURES)
