@@ -6,6 +6,7 @@ Notation as in `fastlstm.layers`. A *call* runs some layers of a stack: all, unl
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +110,25 @@ def _uses(tensor: Tensor) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
-_packing = threading.Lock()
+class Lock:
+    """A lock that is free in a forked process, where the thread that held it is not."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_packing = Lock()
 
 
 def follow(packed: Packed | None, options: _check.Options, weights: Tensors, thorough: bool) -> Packed:
