@@ -494,6 +494,37 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "pads with something else than 0",
     ),
+    "last step of a padded output": (
+        lambda: traced(
+            lambda s, x, h: pad_packed_sequence(s.rnn(pack_padded_sequence(x, h, True))[0], True)[0][:, -1],
+            rnn=nn.GRU(3, 3, batch_first=True),
+        ),
+        r"indexes a padded output with .*: take h_n\[-1\]",
+    ),
+    "last step of a padded output after dropout": (
+        lambda: traced(
+            lambda s, x, h: s.drop(pad_packed_sequence(s.rnn(pack_padded_sequence(x, h))[0])[0])[-1],
+            rnn=nn.GRU(3, 3),
+            drop=nn.Dropout(),
+        ),
+        r"indexes a padded output with -1: take h_n\[-1\]",
+    ),
+    "a recurrent module over padding": (
+        lambda: traced(
+            lambda s, x, h: s.b(pad_packed_sequence(s.a(pack_padded_sequence(x, h))[0])[0])[1][-1],
+            a=nn.GRU(3, 3),
+            b=nn.GRU(3, 3),
+        ),
+        r"b \(GRU\) reads the padding of short sequences: pack it again",
+    ),
+    "packed after two directions": (
+        lambda: traced(
+            lambda s, x, h: s.b(pack_padded_sequence(s.a(x)[0], h))[1][-1],
+            a=nn.GRU(3, 3, bidirectional=True),
+            b=nn.GRU(6, 3),
+        ),
+        "packs what two directions have read with its padding: pack before",
+    ),
     "cell in a loop": (
         lambda: traced(lambda s, x, h: s.cell(x[0]), cell=nn.GRUCell(3, 3)),
         "getitem|index|cell",
