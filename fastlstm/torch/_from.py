@@ -39,7 +39,8 @@ def from_torch(module: Any, **options: Any) -> Any:
             last step (h_n[-1], output[:, -1]), which become a `LastStep`. Beyond a sequence's length the
             output is zero, where PyTorch has what its later parts make of padding.
         A path: a state dict in a .pt file, read with torch.load(weights_only=True), whose names are those of
-            one recurrent layer, perhaps after a common prefix; or one that `fastlstm convert` wrote.
+            one recurrent layer or cell, perhaps after a common prefix, perhaps inside a checkpoint under
+            "state_dict", "model_state_dict", "model_state", "model" or "net"; or one that `fastlstm convert` wrote.
     options: with a path, the layer's options that a state dict does not tell, as in `fastlstm.load`:
         nonlinearity (must be given for an RNN), batch_first, dropout, dtype.
 
@@ -457,23 +458,29 @@ def _model_of(path: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, str
     state = _state(path)
     text = _description(path, state)
     prefix = "" if text is not None else _prefix(state)
-    arrays = {name[len(prefix) :]: _leaves.array(f"{path}: {name}", t) for name, t in state.items()}
+    origins = {name[len(prefix) :]: name for name in state}
+    if origins.keys() <= _OF_A_CELL:
+        origins = {f"{name}_l0": origin for name, origin in origins.items()}
+    arrays = {name: _leaves.array(f"{path}: {origin}", state[origin]) for name, origin in origins.items()}
     kinds = {"float64": "F64", "float32": "F32"}
     entries = {n: Entry(kinds[str(a.dtype)], a.shape, 0, 0) for n, a in arrays.items()}
     checked = _files.options_of(path, entries, text, options, OWN if text is None else {})
     if getattr(checked, "cell", "lstm") == "gated_rnn":
         raise ValueError(f"{path}: PyTorch has no gated_rnn layer")
     model = modules._built(checked, _check.parameters(arrays, checked)[0])
-    return model, {name: f"{prefix}{name}" for name in arrays}, text is not None
+    return model, origins, text is not None
 
 
+_OF_A_CELL = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net")  # in checkpoints
 OWN = {"gru": {"reset_after": True}}  # what a layer is that comes from PyTorch
 
 
 def _prefix(names: Iterable[str]) -> str:
     """What the names of all parameters begin with, up to a dot."""
     modules_of = [name.rpartition(".")[0] + "." for name in names]
-    return "" if "." in modules_of else os.path.commonprefix(modules_of).rpartition(".")[0] + "."
+    common = os.path.commonprefix(modules_of).rpartition(".")[0]
+    return "" if "." in modules_of or not common else f"{common}."
 
 
 def _description(path: str, state: Mapping[str, Tensor]) -> str | None:
@@ -507,7 +514,7 @@ def _state(path: str) -> Mapping[str, Tensor]:
             raise ValueError(
                 f"{path} is no state dict that torch.load(weights_only=True) reads: {str(error):.300}"
             ) from error
-    for name in ("state_dict", "model_state_dict"):
+    for name in _NESTED:
         if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
             value = value[name]
     if not isinstance(value, Mapping) or not value:
