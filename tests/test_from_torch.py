@@ -494,6 +494,37 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "pads with something else than 0",
     ),
+    "last step of a padded output": (
+        lambda: traced(
+            lambda s, x, h: pad_packed_sequence(s.rnn(pack_padded_sequence(x, h, True))[0], True)[0][:, -1],
+            rnn=nn.GRU(3, 3, batch_first=True),
+        ),
+        r"indexes a padded output with .*: take h_n\[-1\]",
+    ),
+    "last step of a padded output after dropout": (
+        lambda: traced(
+            lambda s, x, h: s.drop(pad_packed_sequence(s.rnn(pack_padded_sequence(x, h))[0])[0])[-1],
+            rnn=nn.GRU(3, 3),
+            drop=nn.Dropout(),
+        ),
+        r"indexes a padded output with -1: take h_n\[-1\]",
+    ),
+    "a recurrent module over padding": (
+        lambda: traced(
+            lambda s, x, h: s.b(pad_packed_sequence(s.a(pack_padded_sequence(x, h))[0])[0])[1][-1],
+            a=nn.GRU(3, 3),
+            b=nn.GRU(3, 3),
+        ),
+        r"b \(GRU\) reads the padding of short sequences: pack it again",
+    ),
+    "packed after two directions": (
+        lambda: traced(
+            lambda s, x, h: s.b(pack_padded_sequence(s.a(x)[0], h))[1][-1],
+            a=nn.GRU(3, 3, bidirectional=True),
+            b=nn.GRU(6, 3),
+        ),
+        "packs what two directions have read with its padding: pack before",
+    ),
     "cell in a loop": (
         lambda: traced(lambda s, x, h: s.cell(x[0]), cell=nn.GRUCell(3, 3)),
         "getitem|index|cell",
@@ -606,8 +637,26 @@ def test_state_dicts_in_files(tmp_path: Any) -> None:
                 layer(x.to(next(module.parameters()).dtype).numpy())[0],
                 module(x.to(next(module.parameters()).dtype))[0],
             )
-            torch.save({"epoch": 3, "state_dict": module.state_dict()}, path)
-            assert repr(from_torch(str(path), **options)) == repr(layer)
+            for key in ("state_dict", "model_state_dict", "model_state", "model", "net"):
+                torch.save({"epoch": 3, key: module.state_dict(), "optimizer": {}}, path)
+                assert repr(from_torch(str(path), **options)) == repr(layer)
+
+
+@pytest.mark.parametrize("prefix", ["", "decoder.cell."])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("LSTM", {}), ("GRU", {"reset_after": True}), ("RNN", {"nonlinearity": "tanh"})]
+)
+def test_state_dicts_of_cells(tmp_path: Any, prefix: str, kind: str, options: dict[str, Any]) -> None:
+    path = str(tmp_path / "m.pt")
+    for bias in (True, False):
+        module = getattr(nn, f"{kind}Cell")(3, 5, bias=bias)
+        torch.save({prefix + name: value for name, value in module.state_dict().items()}, path)
+        layer, wanted = from_torch(path, **options), from_torch(module)
+        assert repr(layer) == repr(wanted)
+        for name, value in wanted.state_dict().items():
+            assert np.array_equal(layer.state_dict()[name], value)
+        origins = accelerated.found(path, options).origins
+        assert origins["weight_hh_l0"] == f"{prefix}weight_hh"
 
 
 def test_a_file_that_leaves_something_open(tmp_path: Any) -> None:
@@ -641,6 +690,9 @@ def test_files_are_read_safely(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ValueError, match=r"m\.pt"):
             from_torch("m.pt")
         assert not os.path.exists("evil"), what
+    torch.save({f"{p}.{n}": v for p in ("a", "b") for n, v in nn.LSTM(3, 4).state_dict().items()}, "m.pt")
+    with pytest.raises(ValueError, match=r" 'a\.weight_ih_l0'| a\.weight_ih_l0"):
+        from_torch("m.pt")  # names that have nothing in common
     for data in (b"", b"\x80\x02", b"PK\x03\x04garbage", b"\x00" * 100):
         with open("m.pt", "wb") as file:
             file.write(data)

@@ -322,3 +322,39 @@ def test_memory_of_a_finished_backward_is_given_back() -> None:
     assert kept() is not None
     y.sum().backward()
     assert kept() is None and y.grad_fn is node
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_batched_gradients(name: str, create_graph: bool) -> None:
+    """Many rows of a Jacobian in one call."""
+    theirs, ours = twins(name, 3, 4, dtype=torch.float64)
+    x = torch.randn((2, 3) if name.endswith("Cell") else (5, 2, 3), dtype=torch.float64)
+
+    def first(module: Any) -> Any:
+        return lambda x: flat(module(x))[0]
+
+    def jacobian(module: Any, **how: Any) -> Any:
+        return torch.autograd.functional.jacobian(first(module), x, create_graph=create_graph, **how)
+
+    assert_close([jacobian(ours, vectorize=True)], [jacobian(theirs)])
+    y = first(ours)(x)
+    directions = torch.randn(7, *y.shape, dtype=torch.float64)
+    weights = list(ours.parameters())
+    found = torch.autograd.grad(y, weights, directions, is_grads_batched=True, retain_graph=True)
+    for k, d in enumerate(directions):
+        assert_close([f[k] for f in found], list(torch.autograd.grad(y, weights, d, retain_graph=True)))
+
+
+@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS)
+def test_batched_gradients_of_stacks(name: str, options: dict[str, Any]) -> None:
+    _, ours = twins(name, 3, 4, dtype=torch.float64, **options)
+    x = pack_padded_sequence(torch.randn(5, 3, 3, dtype=torch.float64), [5, 3, 1])
+    results = [ours(x)[0].data, flat(ours(torch.randn(4, 2, 3, dtype=torch.float64)))[1]]
+    for y in results:
+        directions = torch.randn(3, *y.shape, dtype=torch.float64)
+        how: Any = {"retain_graph": True, "allow_unused": True}
+        weights = list(ours.parameters())
+        found = torch.autograd.grad(y, weights, directions, is_grads_batched=True, **how)
+        for k, d in enumerate(directions):
+            assert_close([f[k] for f in found], list(torch.autograd.grad(y, weights, d, **how)))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import signal
+import sys
+import threading
 import warnings
 from typing import Any
 
@@ -16,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence  # noqa: E40
 from torch_cases import CELLS, assert_close, assert_same_form, cell, flat, stack, twins  # noqa: E402
 
 import fastlstm.torch as accelerated  # noqa: E402
-from fastlstm.torch import _modules  # noqa: E402
+from fastlstm.torch import _engine, _modules, _ops  # noqa: E402
 
 STACKS = ("LSTM", "GRU", "RNN")
 
@@ -568,6 +572,69 @@ def test_many_threads_may_call_one_module() -> None:
             assert_close(found, [wanted[k]] * 20)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("lock", ["packing", "keeping"])
+def test_a_fork_while_another_thread_packs(lock: str) -> None:
+    held = {"packing": _engine._packing, "keeping": _ops._keeping}[lock]
+    _, ours = twins("LSTM", 3, 4)
+    entered, leave = threading.Event(), threading.Event()
+
+    def packing() -> None:
+        with held:
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=packing)
+    thread.start()
+    entered.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # the end of a child that hangs
+        with torch.no_grad():
+            if lock == "packing":
+                ours(torch.ones(5, 2, 3))
+            else:
+                call_operator(ours)
+        os._exit(0)
+    leave.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def call_operator(module: Any) -> None:
+    weights = list(module.parameters())
+    torch.ops.fastlstm.recurrent(
+        torch.ones(5, 2, 3), None, None, weights, None, "LSTM", 1, True, False, False
+    )
+
+
+def test_many_threads_may_call_operators() -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(60):
+                module = accelerated.LSTM(3, 4)
+                for _ in range(3):
+                    call_operator(module)
+        except BaseException as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == []
+
+
 # --- accelerate ---------------------------------------------------------------------------------------------
 
 
@@ -650,6 +717,6 @@ def test_accelerate_says_what_it_leaves() -> None:
         "subclass" in left["mine"] and "scripted" in left["scripted"] and "quantized" in left["quantized.0"]
     )
     assert "float16" in left["narrow"] and "meta" in left["meta"] and "replaced" in left["replaced"]
-    assert "subclass" in left["normed"]
+    assert left["normed"] == "it is parametrized: accelerate first, then parametrize"
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got int"):
         accelerated.accelerate(3)

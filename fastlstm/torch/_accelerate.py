@@ -51,7 +51,7 @@ def accelerate(model: nn.Module) -> Report:
     checkpoints keep working, and `model` may be such a module itself. To do it twice changes nothing.
 
     Returns a Report: `swapped` holds the names of the modules that are fastlstm's now for the first time,
-    `left` what looks recurrent and stays, with the reason: subclasses, scripted and quantized modules, other
+    `left` what looks recurrent and stays, with the reason: subclasses, parametrized, scripted and quantized modules, other
     devices and dtypes. Raises TypeError if model is no `torch.nn.Module`.
     """
     if not isinstance(model, nn.Module):
@@ -91,6 +91,8 @@ def _reason(module: Any) -> str | None:
         return "it is scripted: accelerate the model before torch.jit"
     if isinstance(module, _quantized_types()):
         return "it is quantized: fastlstm.from_torch and `quantize` offer int8"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrized: accelerate first, then parametrize"
     if type(module) not in _SWAPS:
         return f"{type(module).__name__} is a subclass and may compute something else"
     if "forward" in vars(module):

@@ -6,6 +6,7 @@ Notation as in `fastlstm.layers`. A *call* runs some layers of a stack: all, unl
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +110,25 @@ def _uses(tensor: Tensor) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
-_packing = threading.Lock()
+class Lock:
+    """A lock that is free in a forked process, where the thread that held it is not."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_packing = Lock()
 
 
 def follow(packed: Packed | None, options: _check.Options, weights: Tensors, thorough: bool) -> Packed:
@@ -315,7 +334,7 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *d_results: Tensor | None) -> Any:
         saved = ctx.saved_tensors  # which raises if one has changed in place since, or the graph was freed
         wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # create_graph=True
+        if _gradients_are_batched() or torch.is_grad_enabled():  # is_grads_batched=True, create_graph=True
             return None, *differentiable_gradients(ctx.call, saved, d_results, wanted)
         recording = ctx.recording or record_again(ctx.call, saved)
         if ctx.x.data_ptr() != ctx.at:
@@ -323,6 +342,13 @@ class Recorded(torch.autograd.Function):  # type: ignore[misc]
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.recording = None
         return None, *recording.backward(d_results, wanted)
+
+
+def _gradients_are_batched() -> bool:
+    """Whether it runs in the vmap that is_grads_batched=True has to itself."""
+    depth = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return bool(depth)
 
 
 def record_again(call: Call, saved: Sequence[Tensor | None]) -> Recording:
@@ -345,13 +371,14 @@ def record_again(call: Call, saved: Sequence[Tensor | None]) -> Recording:
 def differentiable_gradients(
     call: Call, saved: Sequence[Tensor | None], d_outputs: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients as a function that can be differentiated again, from PyTorch's own operations."""
+    """The gradients from PyTorch's own operations, which can be differentiated again, and batched."""
+    again = torch.is_grad_enabled()
     with torch.enable_grad(), _without_mkldnn():
         outputs = _by_torch(call, saved)
         pairs = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
         inputs = [s for s, want in zip(saved, wanted, strict=True) if want]
         ys, ds = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(ys, inputs, ds, create_graph=True, allow_unused=True))
+        found = iter(torch.autograd.grad(ys, inputs, ds, create_graph=again, allow_unused=True))
     return [next(found) if want else None for want in wanted]
 
 

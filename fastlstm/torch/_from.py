@@ -36,9 +36,11 @@ def from_torch(module: Any, **options: Any) -> Any:
         A model is a torch.nn.Sequential (a recurrent module's output goes on) or any module whose forward
             torch.fx can follow, each part reading the output of the one before: also functions such as
             torch.relu, `pack_padded_sequence` (call the result with `lengths=`), and a layer's final state or
-            last step (h_n[-1], output[:, -1]), which become a `LastStep`.
+            last step (h_n[-1], output[:, -1]), which become a `LastStep`. Beyond a sequence's length the
+            output is zero, where PyTorch has what its later parts make of padding.
         A path: a state dict in a .pt file, read with torch.load(weights_only=True), whose names are those of
-            one recurrent layer, perhaps after a common prefix; or one that `fastlstm convert` wrote.
+            one recurrent layer or cell, perhaps after a common prefix, perhaps inside a checkpoint under
+            "state_dict", "model_state_dict", "model_state", "model" or "net"; or one that `fastlstm convert` wrote.
     options: with a path, the layer's options that a state dict does not tell, as in `fastlstm.load`:
         nonlinearity (must be given for an RNN), batch_first, dropout, dtype.
 
@@ -137,6 +139,7 @@ class _Chain:
         self._model = model
         self._kind = type(model).__name__
         self._used: set[int] = set()  # ids of modules and parameters
+        self._is_padded = False  # since `pad_packed_sequence`: PyTorch reads the padding, fastlstm does not
         if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
             self._children("", model)
         else:
@@ -224,6 +227,8 @@ class _Chain:
                 node,
                 f"was made with batch_first={module.batch_first} and reads what was packed with the other",
             )
+        if self._is_padded:
+            raise self._cannot(node, "reads the padding of short sequences: pack it again")
         kind = "packed results" if x.kind == "packed" else "results"
         return _Value(kind, len(self.parts), module, batch_first=bool(module.batch_first))
 
@@ -252,9 +257,7 @@ class _Chain:
         if node.all_input_nodes and all(self._values[n].kind == "size" for n in node.all_input_nodes):
             return _Value("size")
         if function is packing.pack_padded_sequence:
-            return self._chain(node, node.args[0])._replace(
-                kind="packed", batch_first=bool(_given(node, 2, "batch_first", False))
-            )
+            return self._packed(node)
         if function is packing.pad_packed_sequence:
             return self._padded(node)
         if function is torch.cat:
@@ -274,12 +277,20 @@ class _Chain:
             return _Value("chain", len(self.parts))
         raise self._cannot(node, f"calls {getattr(function, '__name__', function)}")
 
+    def _packed(self, node: Any) -> _Value:
+        value = self._chain(node, node.args[0])
+        if any(getattr(part, "bidirectional", False) and not self._is_padded for _, part in self.parts):
+            raise self._cannot(node, "packs what two directions have read with its padding: pack before")
+        self._is_padded = False
+        return value._replace(kind="packed", batch_first=bool(_given(node, 2, "batch_first", False)))
+
     def _padded(self, node: Any) -> _Value:
         value = self._chain(node, node.args[0])
         if value.kind != "packed" or value.batch_first != bool(_given(node, 1, "batch_first", False)):
             raise self._cannot(node, "unpacks with another batch_first than was packed")
         if _given(node, 2, "padding_value", 0.0) != 0:
             raise self._cannot(node, "pads with something else than 0")
+        self._is_padded = True
         return value._replace(kind="padded")
 
     def _activation(self, node: Any, name: str) -> _Value:
@@ -328,6 +339,8 @@ class _Chain:
         if kind == "h" and _is_row(index):
             row = index[0] if isinstance(index, tuple) else index
             return self._row(value, row if row >= 0 else row + _rows(value.layer))
+        if kind == "chain" and self._is_padded:
+            raise self._cannot(node, f"indexes a padded output with {index!r}: take h_n[-1]")
         if kind == "chain" and value.layer is not None and self._is_last_step(value.layer, index):
             return self._last_step(node, value)
         raise self._cannot(node, f"indexes {kind if kind != 'chain' else 'the output'} with {index!r}")
@@ -445,23 +458,29 @@ def _model_of(path: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, str
     state = _state(path)
     text = _description(path, state)
     prefix = "" if text is not None else _prefix(state)
-    arrays = {name[len(prefix) :]: _leaves.array(f"{path}: {name}", t) for name, t in state.items()}
+    origins = {name[len(prefix) :]: name for name in state}
+    if origins.keys() <= _OF_A_CELL:
+        origins = {f"{name}_l0": origin for name, origin in origins.items()}
+    arrays = {name: _leaves.array(f"{path}: {origin}", state[origin]) for name, origin in origins.items()}
     kinds = {"float64": "F64", "float32": "F32"}
     entries = {n: Entry(kinds[str(a.dtype)], a.shape, 0, 0) for n, a in arrays.items()}
     checked = _files.options_of(path, entries, text, options, OWN if text is None else {})
     if getattr(checked, "cell", "lstm") == "gated_rnn":
         raise ValueError(f"{path}: PyTorch has no gated_rnn layer")
     model = modules._built(checked, _check.parameters(arrays, checked)[0])
-    return model, {name: f"{prefix}{name}" for name in arrays}, text is not None
+    return model, origins, text is not None
 
 
+_OF_A_CELL = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net")  # in checkpoints
 OWN = {"gru": {"reset_after": True}}  # what a layer is that comes from PyTorch
 
 
 def _prefix(names: Iterable[str]) -> str:
     """What the names of all parameters begin with, up to a dot."""
     modules_of = [name.rpartition(".")[0] + "." for name in names]
-    return "" if "." in modules_of else os.path.commonprefix(modules_of).rpartition(".")[0] + "."
+    common = os.path.commonprefix(modules_of).rpartition(".")[0]
+    return "" if "." in modules_of or not common else f"{common}."
 
 
 def _description(path: str, state: Mapping[str, Tensor]) -> str | None:
@@ -495,7 +514,7 @@ def _state(path: str) -> Mapping[str, Tensor]:
             raise ValueError(
                 f"{path} is no state dict that torch.load(weights_only=True) reads: {str(error):.300}"
             ) from error
-    for name in ("state_dict", "model_state_dict"):
+    for name in _NESTED:
         if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
             value = value[name]
     if not isinstance(value, Mapping) or not value:

@@ -24,6 +24,7 @@ _SCHEMA = (
 )
 _MOST = 32  # stacks whose packed weights are kept
 _kept: OrderedDict[tuple[Any, ...], Packed] = OrderedDict()
+_keeping = _engine.Lock()  # of _kept
 
 
 def run(
@@ -112,14 +113,15 @@ def _call(
 
 def _packed(options: _check.Options, weights: dict[str, Tensor]) -> Packed:
     """From those that are kept, if they are still the weights; a stack that nobody else holds is let go."""
-    for key in [key for key, packed in _kept.items() if not packed.storages_alive()]:
-        _kept.pop(key, None)
-    key = (options, *(w.data_ptr() for w in weights.values()))
-    packed = _engine.follow(_kept.pop(key, None), options, weights, True)
-    _kept[key] = packed
-    while len(_kept) > _MOST:
-        _kept.popitem(last=False)
-    return packed
+    with _keeping:
+        for key in [key for key, packed in _kept.items() if not packed.storages_alive()]:
+            del _kept[key]
+        key = (options, *(w.data_ptr() for w in weights.values()))
+        packed = _engine.follow(_kept.pop(key, None), options, weights, True)
+        _kept[key] = packed
+        while len(_kept) > _MOST:
+            _kept.popitem(last=False)
+        return packed
 
 
 def _states_of(mode: str, h: Tensor | None, c: Tensor | None) -> list[Tensor | None]:
