@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlstm._files import Found
+from fastlstm._files import Found, row
 
 from . import _files
 from ._config import Config
@@ -55,7 +55,15 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     try:
         return Found(what, model.to_sequential(True), model.origins(True), notes)
     except ValueError as error:
-        return Found(what, None, {}, [str(error)])
+        return Found(what, None, {}, [str(error)], _details(model))
+
+
+def _details(model: KerasModel) -> dict[str, Any]:
+    """Layers and weights of what is no Sequential."""
+    return {
+        "layers": [{"name": v.name, "class": v.kind, "options": v.options} for v in model.layers],
+        "parameters": [row(name, array, name) for name, array in model.parameters.items()],
+    }
 
 
 class Input(NamedTuple):

@@ -38,6 +38,7 @@ class Layer:
 
     def __init__(self, config: Config, flow: Flow) -> None:
         self.name, self.kind, self.flow = config.name, config.kind, flow
+        self.options = config.scalars()
         self.dtype = np.dtype(config.dtype())
         self.weights: dict[str, Array] = {}  # under Keras's names
 
