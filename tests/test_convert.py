@@ -248,6 +248,26 @@ def test_what_a_format_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Captu
         assert said in err and err.count("\n") == 1 and not out and not target.exists(), err
 
 
+@pytest.mark.parametrize("target", ["onnx", "keras", "h5", "safetensors"])
+def test_masks_go_only_where_lengths_can_be_given(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("keras", *{target} & FORMATS.keys())
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    layers = [keras.layers.Input((None, 4)), keras.layers.Masking(name="m"), keras.layers.GRU(3)]
+    keras.Sequential(layers).save(source := tmp_path / "a.keras")
+    made = run("convert", source, path := tmp_path / f"b.{target}")
+    out, err = capsys.readouterr()
+    said = "layer 'm' masks steps: pass lengths instead"
+    if target == "safetensors":
+        assert made == 0 and path.exists() and said in out
+    else:
+        assert made == 2 and said in err and "no input for lengths" in err and not path.exists()
+        assert err.count("\n") == 1 and not out
+
+
 def test_a_pt_file_is_a_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """PyTorch loads what was converted, and one of PyTorch's own is converted, a prefix and all."""
     torch = pytest.importorskip("torch")

@@ -49,13 +49,13 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     if options:
         raise ValueError(f"{', '.join(sorted(options))}: a file of Keras's says all itself")
     model, what = from_file(path)
-    notes = [
+    masks = [
         f"layer {layer.name!r} masks steps: pass lengths instead" for layer in model.layers if layer.masks
     ]
     try:
-        return Found(what, model.to_sequential(True), model.origins(True), notes)
+        return Found(what, model.to_sequential(True), model.origins(True), masks, masks)
     except ValueError as error:
-        return Found(what, None, {}, [str(error)], _details(model))
+        return Found(what, None, {}, [str(error)], details=_details(model))
 
 
 def _details(model: KerasModel) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     made, reason = _plain_model(graph)
     what = f"ONNX model of {len(graph.nodes)} nodes, opset {graph.opset}"
     if made is None:
-        return Found(what, None, {}, [reason], details(graph))
+        return Found(what, None, {}, [reason], details=details(graph))
     return Found(what, made.model, made.origins)
 
 
