@@ -127,6 +127,8 @@ class _Chain:
                 continue
             if self.chosen is not None or self.layers and self.layers[-1].outputs > 1:
                 raise self.layers[-1].refuse_many()
+            if links is not None and part.name in links.finals:
+                part.values["return_sequences"] = False
             if part.kind in MODELS:
                 self.model(part, of_layer[part.name], depth + 1)
             else:
