@@ -426,6 +426,26 @@ def test_a_layer_that_reads_a_final_state(name, sequences, backwards):
         fastlstm.from_keras(keras.Model(inputs, L.Dense(2)(zeros[1])))
 
 
+@pytest.mark.parametrize("kind", [L.GlobalAveragePooling1D, L.GlobalMaxPooling1D])
+@pytest.mark.parametrize("masked", [False, True])
+def test_pooling_over_time(kind, masked):
+    """With masks as Keras: in the mean masked steps do not count, in the maximum they do."""
+    rng = np.random.default_rng(6)
+    masking = [L.Masking()] * masked
+    stack = [L.Input((None, 4)), *masking, L.LSTM(3, return_sequences=True), kind(), L.Dense(2)]
+    keras_model = random_weights(keras.Sequential(stack), rng)
+    x = rng.standard_normal((3, 5, 4)).astype(np.float32)
+    x[1, 3:] = x[2, 1] = 0
+    model = fastlstm.from_keras(keras_model)
+    agree(model(x), numpy_of(keras_model(x)), 3)
+    with pytest.raises(ValueError, match="mean or maximum over time"):
+        model.to_sequential(masks_as_lengths=True)
+    with pytest.raises(ValueError, match="keepdims=True is not supported"):
+        fastlstm.from_keras(keras.Sequential([L.Input((None, 4)), kind(keepdims=True)]))
+    with pytest.raises(ValueError, match=r"must be \[B, T, n\]"):
+        model(x[:, :0])
+
+
 def test_masks_that_are_given():
     """A Sequential hands its mask to the first layer; an Embedding without mask_zero drops it."""
     rng = np.random.default_rng(12)
