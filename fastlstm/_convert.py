@@ -29,6 +29,7 @@ FORMATS = {
     ".hdf5": "fastlstm.keras",
     ".onnx": "fastlstm.onnx",
 }
+WITHOUT_LENGTHS = (".keras", ".h5", ".hdf5", ".onnx")  # as they are written here
 
 
 def convert(source: str, target: str, options: Mapping[str, Any], out: TextIO) -> None:
@@ -40,6 +41,8 @@ def convert(source: str, target: str, options: Mapping[str, Any], out: TextIO) -
         found = _module(reader).found(source, options)
     if found.model is None:
         raise UserError(f"{source}: {found.what} that is no plain model: " + "; ".join(found.notes))
+    if found.masks and os.path.splitext(target)[1].lower() in WITHOUT_LENGTHS:
+        raise UserError(f"{target}: would have no input for lengths: {'; '.join(found.masks)}")
     with _blaming(target):
         _module(writer).written(found.model, target)
     print(f"{found.model!r}\n{target}: {os.path.getsize(target):,} bytes", file=out)
@@ -57,10 +60,13 @@ def inspect(path: str, options: Mapping[str, Any], as_json: bool, out: TextIO) -
 
 
 def described(path: str, found: Found) -> dict[str, Any]:
-    """The same as data: the file, the modules with their options, each parameter with its origin."""
+    """The same as data: the file, the modules with their options, each parameter with its origin; of what is
+    no plain model its inputs and outputs, its layers and their parameters."""
     facts: dict[str, Any] = {"file": path, "bytes": os.path.getsize(path), "format": found.what}
     if found.model is not None:
         facts |= _of_model(found.model, found.origins)
+    else:
+        facts |= found.details
     return facts | {"notes": list(found.notes)}
 
 
@@ -69,13 +75,7 @@ def _of_model(model: Any, origins: Mapping[str, str]) -> dict[str, Any]:
     parts = options.modules if isinstance(options, _check.SequentialOptions) else (options,)
     held = model._parameters
     parameters = [
-        {
-            "name": name,
-            "shape": list(array.shape),
-            "dtype": _dtype(options, name, array),
-            "bytes": array.nbytes,
-            "origin": origins.get(name, name),
-        }
+        _files.row(name, array, origins.get(name, name), _dtype(options, name, array))
         for name, array in held.items()
     ]
     return {
@@ -107,6 +107,17 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"{i}  {module['module']}"
             options = [f"{name}={value!r}" for name, value in module["options"].items()]
             yield from _wrapped(options)
+    for key in ("inputs", "outputs"):
+        for port in facts.get(key, ()):
+            shape = (
+                "of any shape" if port["shape"] is None else " x ".join(map(str, port["shape"])) or "scalar"
+            )
+            yield f"{key[:-1]} {port['name']}: {port['dtype']} {shape}"
+    for i, layer in enumerate(facts.get("layers", ())):
+        yield ""
+        yield f"{i}  {layer['class']} {layer['name']!r}"
+        yield from _wrapped([f"{name}={value!r}" for name, value in layer["options"].items()])
+    if facts.get("parameters"):
         yield ""
         yield from _table(facts["parameters"])
     if facts["notes"]:

@@ -60,6 +60,19 @@ class Found(NamedTuple):
     model: Any  # a layer or module; else None, and `notes` say why
     origins: Mapping[str, str]  # where each parameter of the model came from
     notes: Sequence[str] = ()  # lines on what is beside it
+    masks: Sequence[str] = ()  # of `notes` those on masks that `lengths` must replace
+    details: Mapping[str, Any] = {}  # of what is no plain model: inputs, outputs, layers, parameters
+
+
+def row(name: str, array: Array, origin: str, dtype: str = "") -> dict[str, Any]:
+    """A parameter, as `fastlstm inspect` lists it."""
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "dtype": dtype or str(array.dtype),
+        "bytes": array.nbytes,
+        "origin": origin,
+    }
 
 
 # --- writing ------------------------------------------------------------------------------------------------

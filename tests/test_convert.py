@@ -156,6 +156,60 @@ def test_inspect(format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Activation('softmax')" in text
 
 
+def test_inspect_of_a_graph_that_is_no_plain_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    proto = fastlstm.to_onnx(fastlstm.GRU(4, 5, bidirectional=True), states=True)
+    proto.graph.node.append(onnx.helper.make_node("Neg", ["y"], ["z"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["time", "batch", 10]))
+    onnx.save(proto, path := tmp_path / "m.onnx")
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert run("inspect", path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [p["name"] for p in facts["inputs"]] == ["x", "h_in"]
+    assert facts["inputs"][0]["shape"] == ["time", "batch", 4]
+    assert [p["name"] for p in facts["outputs"]] == ["y", "h_out", "z"]
+    (layer,) = facts["layers"]
+    assert (layer["name"], layer["class"]) == ("0.l0", "GRU")
+    assert layer["options"]["hidden_size"] == 5 and layer["options"]["direction"] == "bidirectional"
+    assert [(p["name"], p["shape"], p["origin"]) for p in facts["parameters"]] == [
+        ("0.l0/W", [2, 15, 4], "0.W_l0"), ("0.l0/R", [2, 15, 5], "0.R_l0"), ("0.l0/B", [2, 30], "0.B_l0"),
+    ]  # fmt: skip
+    for said in (
+        "input x: float32 time x batch x 4",
+        "0  GRU '0.l0'",
+        "hidden_size=5",
+        "2 x 15 x 4",
+        "(Neg)",
+    ):
+        assert said in text
+    assert run("convert", path, tmp_path / "m.safetensors") == 2
+
+
+def test_inspect_of_a_keras_model_that_is_no_sequential(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("keras")
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    layers = [keras.layers.Input((None, 4)), keras.layers.GRU(3, name="g"), keras.layers.BatchNormalization()]
+    keras.Sequential(layers).save(path := tmp_path / "m.keras")
+    assert run("inspect", path) == 0
+    text = capsys.readouterr().out
+    assert run("inspect", path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [v["class"] for v in facts["layers"]] == ["GRU", "BatchNormalization"]
+    assert facts["layers"][0]["name"] == "g" and facts["layers"][0]["options"]["units"] == 3
+    shapes = {p["name"]: (p["shape"], p["bytes"], p["origin"]) for p in facts["parameters"]}
+    assert shapes["g/cell/kernel"] == ([4, 9], 144, "g/cell/kernel") and len(shapes) == 7
+    for said in ("0  GRU 'g'", "units=3", "4 x 9", "fold it"):
+        assert said in text
+    assert run("convert", path, tmp_path / "m.safetensors") == 2
+
+
 def test_inspect_tells_what_is_beside_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(fastlstm.__file__).parent / "data" / "charlm.safetensors"
     assert run("inspect", path) == 0
@@ -192,6 +246,26 @@ def test_what_a_format_cannot_hold_is_named(tmp_path: Path, capsys: pytest.Captu
         assert run("convert", source, target) == 2, model
         out, err = capsys.readouterr()
         assert said in err and err.count("\n") == 1 and not out and not target.exists(), err
+
+
+@pytest.mark.parametrize("target", ["onnx", "keras", "h5", "safetensors"])
+def test_masks_go_only_where_lengths_can_be_given(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("keras", *{target} & FORMATS.keys())
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    layers = [keras.layers.Input((None, 4)), keras.layers.Masking(name="m"), keras.layers.GRU(3)]
+    keras.Sequential(layers).save(source := tmp_path / "a.keras")
+    made = run("convert", source, path := tmp_path / f"b.{target}")
+    out, err = capsys.readouterr()
+    said = "layer 'm' masks steps: pass lengths instead"
+    if target == "safetensors":
+        assert made == 0 and path.exists() and said in out
+    else:
+        assert made == 2 and said in err and "no input for lengths" in err and not path.exists()
+        assert err.count("\n") == 1 and not out
 
 
 def test_a_pt_file_is_a_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

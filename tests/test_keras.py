@@ -405,6 +405,47 @@ def test_a_model_that_gives_states(outputs):
     agree(model(x), want[0] if len(want) == 1 and isinstance(want, list) else want, 2)
 
 
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_layer_that_reads_a_final_state(name, sequences, backwards):
+    """h is the output of the last step, with masks too; another state is refused."""
+    rng = np.random.default_rng(5)
+    inputs = keras.Input((None, 4))
+    options = {"return_sequences": sequences, "return_state": True, "go_backwards": backwards}
+    outputs = RECURRENT[name](3, **options)(L.Masking()(inputs))
+    keras_model = random_weights(keras.Model(inputs, L.Dense(2)(outputs[1])), rng)
+    x = rng.standard_normal((4, 5, 4)).astype(np.float32)
+    x[1, 3:] = x[2, 1] = x[3] = 0
+    agree(fastlstm.from_keras(keras_model)(x), numpy_of(keras_model(x)), 3)
+    if name == "LSTM":
+        with pytest.raises(ValueError, match="reads output 2 of"):
+            fastlstm.from_keras(keras.Model(inputs, L.Dense(2)(outputs[2])))
+    zeros = RECURRENT[name](3, zero_output_for_mask=True, **options)(inputs)
+    with pytest.raises(ValueError, match="reads output 1 of"):
+        fastlstm.from_keras(keras.Model(inputs, L.Dense(2)(zeros[1])))
+
+
+@pytest.mark.parametrize("kind", [L.GlobalAveragePooling1D, L.GlobalMaxPooling1D])
+@pytest.mark.parametrize("masked", [False, True])
+def test_pooling_over_time(kind, masked):
+    """With masks as Keras: in the mean masked steps do not count, in the maximum they do."""
+    rng = np.random.default_rng(6)
+    masking = [L.Masking()] * masked
+    stack = [L.Input((None, 4)), *masking, L.LSTM(3, return_sequences=True), kind(), L.Dense(2)]
+    keras_model = random_weights(keras.Sequential(stack), rng)
+    x = rng.standard_normal((3, 5, 4)).astype(np.float32)
+    x[1, 3:] = x[2, 1] = 0
+    model = fastlstm.from_keras(keras_model)
+    agree(model(x), numpy_of(keras_model(x)), 3)
+    with pytest.raises(ValueError, match="mean or maximum over time"):
+        model.to_sequential(masks_as_lengths=True)
+    with pytest.raises(ValueError, match="keepdims=True is not supported"):
+        fastlstm.from_keras(keras.Sequential([L.Input((None, 4)), kind(keepdims=True)]))
+    with pytest.raises(ValueError, match=r"must be \[B, T, n\]"):
+        model(x[:, :0])
+
+
 def test_masks_that_are_given():
     """A Sequential hands its mask to the first layer; an Embedding without mask_zero drops it."""
     rng = np.random.default_rng(12)
@@ -603,7 +644,7 @@ def test_refused_models():
         ),
         (keras.Model(a, shared(shared(a))), "shared'.*called 2 times"),
         (keras.Model(a, [L.Dense(2, name="x")(split), L.Dense(2, name="y")(split)]), "another reader"),
-        (keras.Model(a, L.Dense(2, name="of state")(states[1])), "reads output 1 of 'states'"),
+        (keras.Model(a, L.Dense(2, name="of state")(states[2])), "reads output 2 of 'states'"),
         (keras.Model(a, [split, L.Dense(2, name="more")(split)]), "other layers than its last"),
         (keras.Model(a, a + 1), "more than one input|not supported|something else"),
         (keras.Model({"a": a}, split), "input_layers must be a list"),

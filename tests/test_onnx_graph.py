@@ -552,6 +552,20 @@ def test_options_of_from_onnx():
     assert isinstance(fastlstm.from_onnx(proto.SerializeToString(), whole=True), OnnxModel)
 
 
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_engine_that_refuses_prints_nothing(kind, monkeypatch, capfd):
+    """ONNX Runtime prints a banner where it may try another provider."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def refuse(*arguments):
+        raise kind("not this one")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", refuse)
+    with pytest.raises(ValueError, match="onnxruntime refuses the model: not this one"):
+        fastlstm.from_onnx(detector(np.random.default_rng(0)), engine="onnxruntime")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_missing_engine_is_named(monkeypatch):
     import sys
 

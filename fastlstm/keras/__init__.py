@@ -27,9 +27,10 @@ def from_keras(source: Any) -> KerasModel:
 
     Supported: LSTM, GRU, SimpleRNN, RNN of their cells or of StackedRNNCells, Bidirectional, Embedding,
     Masking, Dense, TimeDistributed, Activation, ReLU, LeakyReLU, ELU, Softmax, LayerNormalization,
-    BatchNormalization, Dropout and its like, in Sequential and in Functional models that are one chain, also
-    nested. Everything is as in inference: dropout does nothing, batch normalization has its trained
-    statistics. float32 and float64.
+    BatchNormalization, Dropout and its like, GlobalAveragePooling1D and GlobalMaxPooling1D, in Sequential and
+    in Functional models that are one chain, also nested. Everything is as in inference: dropout does nothing,
+    batch normalization has its trained statistics. float32 and float64: a float64 model rounds its input
+    where its own InputLayer is float32, as Keras does, but not where only that of a model inside of it is.
 
     Raises TypeError for what is neither a path nor Keras's, OSError if a file cannot be read, ValueError
     naming the layer and the option that is not supported, or what is wrong with the file; ImportError

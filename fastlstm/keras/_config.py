@@ -16,6 +16,7 @@ _UNSET = object()
 # among them: they act in training only.
 INERT_ENDS = ("_initializer", "_regularizer", "_constraint")
 INERT = frozenset({"trainable", "seed", "autocast", "dynamic", "batch_input_shape", "batch_shape"})
+_SCALARS = (bool, int, float, str)
 DTYPES = ("float32", "float64")
 
 
@@ -135,6 +136,11 @@ class Config:
     def parts(self, key: str) -> list[Config]:
         """The layers inside of this one."""
         return [Config(item, self.where) for item in self.items(key)]
+
+    def scalars(self) -> dict[str, Any]:
+        """Its options that are a number, a string or a flag, for who looks at the file."""
+        rest = self.values.keys() - INERT - {"name"}
+        return {k: self.values[k] for k in self.values if k in rest and isinstance(self.values[k], _SCALARS)}
 
     def finish(self, inert: Iterable[str] = ()) -> None:
         """Refuse every option that has not been read, unless it is unset or matters to training alone.

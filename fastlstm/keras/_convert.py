@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlstm._files import Found
+from fastlstm._files import Found, row
 
 from . import _files
 from ._config import Config
@@ -49,13 +49,21 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     if options:
         raise ValueError(f"{', '.join(sorted(options))}: a file of Keras's says all itself")
     model, what = from_file(path)
-    notes = [
+    masks = [
         f"layer {layer.name!r} masks steps: pass lengths instead" for layer in model.layers if layer.masks
     ]
     try:
-        return Found(what, model.to_sequential(True), model.origins(True), notes)
+        return Found(what, model.to_sequential(True), model.origins(True), masks, masks)
     except ValueError as error:
-        return Found(what, None, {}, [str(error)])
+        return Found(what, None, {}, [str(error)], details=_details(model))
+
+
+def _details(model: KerasModel) -> dict[str, Any]:
+    """Layers and weights of what is no Sequential."""
+    return {
+        "layers": [{"name": v.name, "class": v.kind, "options": v.options} for v in model.layers],
+        "parameters": [row(name, array, name) for name, array in model.parameters.items()],
+    }
 
 
 class Input(NamedTuple):
@@ -119,6 +127,8 @@ class _Chain:
                 continue
             if self.chosen is not None or self.layers and self.layers[-1].outputs > 1:
                 raise self.layers[-1].refuse_many()
+            if links is not None and part.name in links.finals:
+                part.values["return_sequences"] = False
             if part.kind in MODELS:
                 self.model(part, of_layer[part.name], depth + 1)
             else:

@@ -38,6 +38,7 @@ class Layer:
 
     def __init__(self, config: Config, flow: Flow) -> None:
         self.name, self.kind, self.flow = config.name, config.kind, flow
+        self.options = config.scalars()
         self.dtype = np.dtype(config.dtype())
         self.weights: dict[str, Array] = {}  # under Keras's names
 
@@ -235,6 +236,33 @@ def _check_axes(config: Config, flow: Flow) -> None:
         raise config.error(f"axis={axes - 1} is not supported, only the last one")
 
 
+class GlobalPooling(Layer):
+    """The mean or the maximum over time, [B, T, n] to [B, n]. As in Keras masked steps do not count in the
+    mean (of none it is NaN), and do in the maximum."""
+
+    def __init__(self, config: Config, weights: Weights, flow: Flow) -> None:
+        super().__init__(config, Flow(2, flow.width))
+        config.fixed("data_format", "channels_last")
+        config.fixed("keepdims", False)
+        if flow.axes not in (None, 3):
+            raise config.error(f"its input must have 3 axes, got {flow.axes}")
+        config.finish()
+
+    def __call__(self, x: Array, mask: Mask) -> tuple[Array, Mask]:
+        if x.ndim != 3 or not x.shape[1]:
+            raise ValueError(f"layer {self.name!r} ({self.kind}): x must be [B, T, n], got {x.shape}")
+        if self.kind.startswith("GlobalMax"):
+            return x.max(axis=1), None
+        if mask is None:
+            return x.mean(axis=1), None
+        total = np.where(mask.valid[..., None], x, x.dtype.type(0)).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return total / mask.lengths[:, None].astype(x.dtype), None
+
+    def modules(self, masks_as_lengths: bool) -> list[Any]:
+        raise self.refuse("no module takes a mean or maximum over time")
+
+
 class TimeDistributed(Layer):
     """A layer on each step, which is what a layer does that works along the last axis."""
 
@@ -257,15 +285,23 @@ _NOISE = (
     "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
     "ActivityRegularization",
 )  # fmt: skip
+_POOLING = (
+    "GlobalAveragePooling1D", "GlobalAvgPool1D", "GlobalMaxPooling1D", "GlobalMaxPool1D",
+)  # fmt: skip
 _MAKERS: dict[str, Callable[..., Layer]] = {
     "Embedding": Embedding,
     "Masking": Masking,
     "LayerNormalization": LayerNormalization,
     "BatchNormalization": BatchNormalization,
     **dict.fromkeys(_NOISE, Noise),
+    **dict.fromkeys(_POOLING, GlobalPooling),
 }
 _WITH_FUNCTION: dict[str, Callable[..., Layer]] = {"Dense": Dense, **dict.fromkeys(FUNCTIONS, Elementwise)}
-STEPWISE = frozenset(_MAKERS.keys() | _WITH_FUNCTION.keys()) - {"Embedding", "Masking"}  # work on each row
+STEPWISE = frozenset(_MAKERS.keys() | _WITH_FUNCTION.keys()) - {
+    "Embedding",
+    "Masking",
+    *_POOLING,
+}  # work on each row
 
 
 def stateless(config: Config, weights: Weights, flow: Flow, keras_major: int) -> Layer | None:

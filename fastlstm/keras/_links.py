@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ._cells import SINGLE
 from ._config import Config
 
 MASK_OPS = ("NotEqual", "Any")  # how such models spell the masks of Embedding and Masking
@@ -15,6 +16,7 @@ class Links(NamedTuple):
 
     order: list[int]  # of its layers
     outputs: list[int]  # which of the last layer's outputs it gives
+    finals: frozenset[str]  # recurrent layers of which the next one reads the final state h, not the output
 
 
 class _Call(NamedTuple):
@@ -35,11 +37,14 @@ def chained(config: Config, inside: list[Config]) -> Links:
     calls = {p.name: _call(p) for p in inside if p.kind not in ("InputLayer", *MASK_OPS)}
     masks = {p.name: _mask_op(p) for p in inside if p.kind in MASK_OPS}
     after: dict[str, str] = {}
+    finals: set[str] = set()
     for name, call in calls.items():
         source, index = call.source
         if source in after:
             raise inside[number[name]].error(f"{source!r} has another reader, {after[source]!r}")
-        if index:
+        if index == 1 and source in number and _ends_in_output(inside[number[source]]):
+            finals.add(source)
+        elif index:
             raise inside[number[name]].error(f"reads output {index} of {source!r}, not the first")
         after[source] = name
     order: list[int] = []
@@ -54,7 +59,15 @@ def chained(config: Config, inside: list[Config]) -> Links:
     if any(source != inside[order[-1]].name for source, _ in outputs) or not outputs:
         raise config.error(f"gives outputs of other layers than its last, {inside[order[-1]].name!r}")
     _check_masks([inside[i] for i in order], calls, masks)
-    return Links(order, [index for _, index in outputs])
+    return Links(order, [index for _, index in outputs], frozenset(finals))
+
+
+def _ends_in_output(part: Config) -> bool:
+    """Whether the second output of a layer, its state h, is what return_sequences=False gives as the first.
+    (Zeros for masked steps are not, and a sequence without a valid step keeps the state of a stateful layer.)
+    """
+    own = [part.values.get(key) for key in ("return_state", "zero_output_for_mask", "stateful")]
+    return part.kind in SINGLE and own[0] is True and own[1] in (None, False) and own[2] in (None, False)
 
 
 def _references(config: Config, key: str) -> list[tuple[str, int]]:

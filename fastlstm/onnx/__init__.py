@@ -11,6 +11,7 @@ from typing import Any
 from .. import _check
 from .._files import Found
 from . import _engine, _read
+from ._details import details
 from ._export import to_onnx
 from ._graph import Graph, Port, settled
 from ._model import OnnxModel, OnnxStream, fixed_inputs
@@ -92,7 +93,7 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     made, reason = _plain_model(graph)
     what = f"ONNX model of {len(graph.nodes)} nodes, opset {graph.opset}"
     if made is None:
-        return Found(what, None, {}, [reason])
+        return Found(what, None, {}, [reason], details=details(graph))
     return Found(what, made.model, made.origins)
 
 

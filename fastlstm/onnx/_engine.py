@@ -46,7 +46,10 @@ def _onnxruntime(proto: Proto, num_threads: int) -> Runner:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal ones only: whatever else matters is raised
     session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,  # which prints a banner, to try the same provider again
     )
     names = [value.name for value in proto.graph.input]
     outputs = [value.name for value in proto.graph.output]
