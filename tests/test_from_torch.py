@@ -267,6 +267,60 @@ def test_functions(k: int) -> None:
     assert_near(from_torch(model)(x.numpy())[0], model(x))
 
 
+def by_names(s: Any, x: Any, h: Any) -> Any:
+    """Every argument by its name."""
+    packed = pack_padded_sequence(input=x, lengths=h.cpu(), batch_first=True, enforce_sorted=False)
+    y, _ = s.a(input=packed, hx=None)
+    y, _ = pad_packed_sequence(sequence=y, batch_first=True, total_length=x.size(1))
+    y = F.dropout(input=F.relu(input=y), training=False)
+    packed = pack_padded_sequence(y, h.to(x.device), True, False)  # again
+    _, h_n = s.b(packed)
+    y = torch.cat(tensors=(h_n[-2], h_n[-1]), dim=-1)
+    return F.log_softmax(input=s.fc(input=F.elu(input=y, alpha=0.5)), dim=-1)
+
+
+def test_arguments_by_name() -> None:
+    parts = {
+        "a": nn.GRU(5, 6, batch_first=True, bidirectional=True),
+        "b": nn.GRU(12, 7, batch_first=True, bidirectional=True),
+        "fc": nn.Linear(14, 3),
+    }
+    model, x, lengths = traced(by_names, **parts), torch.randn(4, 6, 5), torch.tensor([3, 6, 1, 2])
+    assert_near(from_torch(model)(x.numpy(), lengths=lengths.numpy())[0], model(x, lengths))
+
+
+HEADS: dict[str, Any] = {
+    "F.softmax of axis 1": lambda s, y, h: F.softmax(s.fc(h[-1]), dim=1),
+    "F.log_softmax of axis 1": lambda s, y, h: F.log_softmax(s.fc(h[-1]), 1),
+    "torch.softmax of axis 1": lambda s, y, h: torch.softmax(s.fc(y[:, -1]), dim=1),
+    "Tensor.softmax of axis 1": lambda s, y, h: s.fc(h[-1]).softmax(1),
+    "Softmax of axis 1": lambda s, y, h: s.softmax(s.fc(h[-1])),
+    "LogSoftmax of axis 1": lambda s, y, h: s.log_softmax(s.fc(h[-1])),
+    "softmax in its own type": lambda s, y, h: F.softmax(s.fc(y), dim=-1, dtype=torch.float32),
+    "last step after a Dropout": lambda s, y, h: s.fc(s.drop(y)[:, -1]),
+    "last step after two": lambda s, y, h: s.fc(F.dropout(s.drop(y), 0.5, False)[:, -1, :]),
+    "tokens made integer": lambda s, y, h: s.fc(h[-1]),
+    "squeezed by name": lambda s, y, h: s.fc(h.squeeze(dim=0)),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_heads(what: str) -> None:
+    model = traced(
+        lambda s, x, h: (lambda r: HEADS[what](s, r[0], r[1]))(
+            s.rnn(s.embedding(x.long() if "integer" in what else x))
+        ),
+        embedding=nn.Embedding(11, 5),
+        rnn=nn.GRU(5, 7, batch_first=True),
+        fc=nn.Linear(7, 3),
+        drop=nn.Dropout(0.3),
+        softmax=nn.Softmax(1),
+        log_softmax=nn.LogSoftmax(1),
+    ).eval()
+    tokens = torch.randint(0, 11, (4, 6))
+    assert_near(from_torch(model)(tokens.numpy())[0], model(tokens))
+
+
 def test_modes_come_back_and_do_not_matter() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -507,7 +561,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
             rnn=nn.GRU(3, 3),
             drop=nn.Dropout(),
         ),
-        r"indexes a padded output with -1: take h_n\[-1\]",
+        r"indexes a padded output with -1,.*: take h_n\[-1\]",
     ),
     "a recurrent module over padding": (
         lambda: traced(
@@ -515,7 +569,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
             a=nn.GRU(3, 3),
             b=nn.GRU(3, 3),
         ),
-        r"b \(GRU\) reads the padding of short sequences: pack it again",
+        r"b \(GRU\) reads the padding of short sequences,.*: pack it again",
     ),
     "packed after two directions": (
         lambda: traced(
@@ -523,7 +577,73 @@ REFUSED: dict[str, tuple[Any, str]] = {
             a=nn.GRU(3, 3, bidirectional=True),
             b=nn.GRU(6, 3),
         ),
-        "packs what two directions have read with its padding: pack before",
+        "packs what two directions have read with its padding,.*: pack before",
+    ),
+    "softmax of another axis of three": (
+        lambda: traced(lambda s, x, h: F.softmax(s.rnn(x)[0], dim=1), rnn=nn.GRU(3, 3)),
+        "softmax dim=1: .*, dim=-1",
+    ),
+    "Softmax of another axis of three": (
+        lambda: traced(lambda s, x, h: s.end(s.rnn(x)[0]), rnn=nn.GRU(3, 3), end=nn.Softmax(1)),
+        "end: dim=1: .*, dim=-1",
+    ),
+    "softmax of the batch": (
+        lambda: traced(lambda s, x, h: F.softmax(s.rnn(x)[1][-1], dim=0), rnn=nn.GRU(3, 3)),
+        "softmax dim=0: .*, dim=-1",
+    ),
+    "softmax in another type": (
+        lambda: traced(lambda s, x, h: F.softmax(s.fc(x), -1, dtype=torch.float64), fc=nn.Linear(3, 3)),
+        "softmax changes to dtype=torch.float64",
+    ),
+    "method softmax in another type": (
+        lambda: traced(lambda s, x, h: s.fc(x).softmax(-1, torch.float64), fc=nn.Linear(3, 3)),
+        "softmax changes to dtype=torch.float64",
+    ),
+    "softplus of its own": (
+        lambda: traced(lambda s, x, h: F.softplus(input=s.fc(x), beta=2), fc=nn.Linear(3, 3)),
+        "softplus softplus with beta=2",
+    ),
+    "an argument without a meaning here": (
+        lambda: traced(lambda s, x, h: torch.tanh(s.fc(x), out=h), fc=nn.Linear(3, 3)),
+        "tanh is called with out=h",
+    ),
+    "an argument that is computed": (
+        lambda: traced(lambda s, x, h: F.elu(s.fc(x), alpha=h), fc=nn.Linear(3, 3)),
+        "elu is called in an unusual way",
+    ),
+    "dropout as the argument says": (
+        lambda: traced(lambda s, x, h: F.dropout(s.fc(x), training=h), fc=nn.Linear(3, 3)),
+        "drops out in eval mode",
+    ),
+    "lengths that never change": (
+        lambda: traced(lambda s, x, h: s.rnn(pack_padded_sequence(x, [4, 4, 4]))[1][-1], rnn=nn.GRU(3, 3)),
+        "packs by lengths that are no argument of the model",
+    ),
+    "padded to a length that never changes": (
+        lambda: traced(
+            lambda s, x, h: pad_packed_sequence(s.rnn(pack_padded_sequence(x, h))[0], total_length=9)[0],
+            rnn=nn.GRU(3, 3),
+        ),
+        "pads to total_length=9",
+    ),
+    "squeezed": (
+        lambda: traced(
+            lambda s, x, h: s.fc(s.rnn(x)[1][-1]).squeeze(-1), rnn=nn.GRU(3, 3), fc=nn.Linear(3, 1)
+        ),
+        "squeeze calls Tensor.squeeze,.*: leave the squeeze to the caller",
+    ),
+    "flattened": (
+        lambda: traced(lambda s, x, h: torch.flatten(s.fc(x)), fc=nn.Linear(3, 1)),
+        "flatten calls flatten,.*: leave the flatten to the caller",
+    ),
+    "integers for a Linear": (
+        lambda: traced(lambda s, x, h: s.fc(x.int()), fc=nn.Linear(3, 1)),
+        "only what an Embedding reads may be made integer",
+    ),
+    "only h_n": (lambda: traced(lambda s, x, h: s.rnn(x)[1], rnn=nn.GRU(3, 3)), "does not return the end"),
+    "the last step beside the output": (
+        lambda: traced(lambda s, x, h: (lambda r: (r[0], r[1][-1]))(s.rnn(x)), rnn=nn.GRU(3, 3)),
+        "does not return the end",
     ),
     "cell in a loop": (
         lambda: traced(lambda s, x, h: s.cell(x[0]), cell=nn.GRUCell(3, 3)),

@@ -295,3 +295,16 @@ def test_operators_let_go_of_weights() -> None:
         )
         assert len(_ops._kept) == 1
         del ours, weights
+
+
+def test_below_a_graph_break_nothing_is_compiled_anew() -> None:
+    """torch.compile without allow_rnn breaks the graph at each module, and looks into what it calls."""
+    models = [torch.nn.Sequential(twins(n, 3, 4)[1]) for n in ("LSTM", "GRU", "RNN")]
+    compiled = [torch.compile(model, backend="eager") for model in models]
+    with dynamo.config.patch(allow_rnn=False, fail_on_recompile_limit_hit=True):
+        for k in range(12):
+            for run in compiled:
+                x = torch.randn(2 + k, 1 + k % 3, 3, requires_grad=bool(k % 2))
+                y = run(x)[0]
+                if k % 2:
+                    y.sum().backward()

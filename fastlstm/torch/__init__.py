@@ -11,9 +11,9 @@ Tensor. Threads are fastlstm's: `fastlstm.set_num_threads`, not torch's.
 
 Weights are packed once and followed: what PyTorch counts (optimizers, `load_state_dict`, `copy_`), other
 tensors, and writes past PyTorch to most of a weight are seen; after a write of a few elements through `.data`
-or NumPy (clamping, a mask of few) call the module's `repack()`. Dropout between layers draws from torch's generator: the same
-distribution as torch.nn's, not the same masks. Second derivatives and batched gradients are
-computed by PyTorch's operations.
+or NumPy (clamping, a mask of few) call the module's `repack()`. Dropout between layers draws from torch's
+generator: the same distribution as torch.nn's, not the same masks. Second derivatives and batched gradients
+are computed by PyTorch's operations.
 
 `torch.ao.quantization.quantize_dynamic` goes by exact types: it quantizes torch.nn's modules, not these.
 

@@ -51,8 +51,8 @@ def accelerate(model: nn.Module) -> Report:
     checkpoints keep working, and `model` may be such a module itself. To do it twice changes nothing.
 
     Returns a Report: `swapped` holds the names of the modules that are fastlstm's now for the first time,
-    `left` what looks recurrent and stays, with the reason: subclasses, parametrized, scripted and quantized modules, other
-    devices and dtypes. Raises TypeError if model is no `torch.nn.Module`.
+    `left` what looks recurrent and stays, with the reason: subclasses, parametrized, scripted and quantized
+    modules, other devices and dtypes. Raises TypeError if model is no `torch.nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,22 @@ def array_of(tensor: Tensor) -> Array:
     """The tensor's own memory if its last axis is contiguous, else a copy."""
     array = export.array(tensor.detach().resolve_neg())  # an alias: `tensor.data = ..` frees nothing
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def run_as_it_is(function: _F) -> _F:
+    """A decorator that keeps torch.compile off a function and what it calls: below a graph break it looks
+    into each frame, and would compile it anew for each shape where there is no graph.
+
+    `torch.compiler.disable` does this by a wrapper, which costs every call, and loads the compiler at once.
+    """
+    dynamo: Any = getattr(torch._C._dynamo, "eval_frame", None)
+    if hasattr(dynamo, "set_code_exec_strategy"):
+        skip = dynamo._FrameAction.SKIP
+        dynamo.set_code_exec_strategy(function.__code__, dynamo._FrameExecStrategy(skip, skip))
+    return function
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -131,6 +147,7 @@ class Lock:
 _packing = Lock()
 
 
+@run_as_it_is
 def follow(packed: Packed | None, options: _check.Options, weights: Tensors, thorough: bool) -> Packed:
     """What is packed if it still holds, else these weights packed anew. `options.shapes` are theirs."""
     with _packing:

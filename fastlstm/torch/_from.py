@@ -40,7 +40,8 @@ def from_torch(module: Any, **options: Any) -> Any:
             output is zero, where PyTorch has what its later parts make of padding.
         A path: a state dict in a .pt file, read with torch.load(weights_only=True), whose names are those of
             one recurrent layer or cell, perhaps after a common prefix, perhaps inside a checkpoint under
-            "state_dict", "model_state_dict", "model_state", "model" or "net"; or one that `fastlstm convert` wrote.
+            "state_dict", "model_state_dict", "model_state", "model" or "net"; or one that `fastlstm convert`
+            wrote.
     options: with a path, the layer's options that a state dict does not tell, as in `fastlstm.load`:
         nonlinearity (must be given for an RNN), batch_first, dropout, dtype.
 
@@ -111,6 +112,8 @@ _FUNCTIONS = {
     torch.log_softmax: "log_softmax",
 }
 _METHODS = {"relu", "tanh", "sigmoid", "softmax", "log_softmax"}
+_SOFTMAXES = {nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax"}
+_SHAPES = {"squeeze", "flatten"}  # often the end of a classifier
 
 
 class _Tracer(fx.Tracer):  # type: ignore[misc]
@@ -139,6 +142,7 @@ class _Chain:
         self._model = model
         self._kind = type(model).__name__
         self._used: set[int] = set()  # ids of modules and parameters
+        self._is_integer = False  # the input was made so
         self._is_padded = False  # since `pad_packed_sequence`: PyTorch reads the padding, fastlstm does not
         if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
             self._children("", model)
@@ -173,7 +177,14 @@ class _Chain:
             raise Unsupported(f"{self._kind}.forward cannot be followed by torch.fx: {error}") from error
         self._values: dict[Any, _Value] = {}
         for node in self._graph.nodes:
-            self._values[node] = getattr(self, f"_{node.op}")(node)
+            try:
+                self._values[node] = getattr(self, f"_{node.op}")(node)
+            except Unsupported:
+                raise
+            except Exception as error:  # of arguments that nobody foresaw
+                raise self._cannot(node, f"is called in an unusual way ({error!r:.200})") from error
+        if self._is_integer and not isinstance(self.parts[0][1], nn.Embedding):
+            raise Unsupported(f"{self._kind}: only what an Embedding reads may be made integer")
 
     # --- nodes of the graph ---------------------------------------------------------------------------------
 
@@ -208,27 +219,28 @@ class _Chain:
 
     def _call_module(self, node: Any) -> _Value:
         module = self._model.get_submodule(node.target)
-        x = self._chain(node, node.args[0] if node.args else node.kwargs.get("input"))
-        others = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
-        if not all(v is None or self._is_state(v) for v in others):
+        if type(module) not in _leaves.LEAVES:
+            raise Unsupported(_leaves.no_leaf(node.target, module))
+        given = self._arguments(node, input=None, hx=None)
+        x = self._chain(node, given["input"])
+        if given["hx"] is not None and not self._is_state(given["hx"]):
             raise self._cannot(node, "starts from a computed state")
         if isinstance(module, nn.RNNCellBase):
-            raise self._cannot(node, "is a cell in a loop: use the recurrent module of a whole sequence")
-        self._add(node.target, module)
+            raise self._cannot(node, "is a cell in a loop", "use the recurrent module of a whole sequence")
+        self._add(node.target, self._two_axes(node.target, module))
         recurrent = type(module) in _leaves.RECURRENT
         if x.kind == "packed" and not recurrent:
             raise self._cannot(node, "reads a PackedSequence")
         if not recurrent:
-            return _Value(
-                "chain", len(self.parts), x.layer if isinstance(module, (nn.Dropout, nn.Identity)) else None
-            )
+            keeps = isinstance(module, (nn.Dropout, nn.Identity))
+            return _Value("chain", len(self.parts), x.layer if keeps else None)
         if x.kind == "packed" and x.batch_first != module.batch_first:
             raise self._cannot(
                 node,
                 f"was made with batch_first={module.batch_first} and reads what was packed with the other",
             )
         if self._is_padded:
-            raise self._cannot(node, "reads the padding of short sequences: pack it again")
+            raise self._cannot(node, "reads the padding of short sequences", "pack it again")
         kind = "packed results" if x.kind == "packed" else "results"
         return _Value(kind, len(self.parts), module, batch_first=bool(module.batch_first))
 
@@ -240,11 +252,21 @@ class _Chain:
             return _Value("zeros")
         if name in _SAME and value.kind in ("chain", "row"):
             return value
-        if name == "squeeze" and value.kind == "h" and node.args[1:] == (0,) and _rows(value.layer) == 1:
-            return value._replace(kind="row", row=0)
+        if name in ("cpu", "to") and value.kind == "argument" and self._is_place(node.args[1:], node.kwargs):
+            return value
+        if name in ("int", "long") and value.kind == "chain" and value.at == 0:
+            self._is_integer = True
+            return value
+        if name == "squeeze" and value.kind == "h" and _rows(value.layer) == 1:
+            if self._arguments(node, input=None, dim=None)["dim"] == 0:
+                return value._replace(kind="row", row=0)
         if name in _METHODS:
             return self._activation(node, name)
-        raise self._cannot(node, f"calls Tensor.{name}")
+        raise self._cannot(node, f"calls Tensor.{name}", _left_to_the_caller(name))
+
+    def _is_place(self, args: Any, kwargs: Any) -> bool:
+        """Whether it names the CPU or the device of another value."""
+        return not kwargs and all(a == "cpu" or self._value(a).kind == "size" for a in args)
 
     def _call_function(self, node: Any) -> _Value:
         function = node.target
@@ -263,59 +285,87 @@ class _Chain:
         if function is torch.cat:
             return self._cat(node)
         if function is F.dropout:
-            x = self._chain(node, node.args[0])
-            if _given(node, 2, "training", True):
-                raise self._cannot(node, "drops out in eval mode too")
-            self._add(str(node), fastlstm.Dropout(float(_given(node, 1, "p", 0.5))))
-            return _Value("chain", len(self.parts), x.layer)
+            return self._dropout(node)
         if function in _FUNCTIONS:
             return self._activation(node, _FUNCTIONS[function])
         made = self._other_activation(node)
         if made is not None:
-            self._chain(node, node.args[0])
             self._add(str(node), made)
             return _Value("chain", len(self.parts))
-        raise self._cannot(node, f"calls {getattr(function, '__name__', function)}")
+        name = getattr(function, "__name__", str(function))
+        raise self._cannot(node, f"calls {name}", _left_to_the_caller(name))
+
+    def _dropout(self, node: Any) -> _Value:
+        given = self._arguments(node, input=None, p=0.5, training=True, inplace=False)
+        x = self._chain(node, given["input"])
+        if given["training"] is not False:
+            raise self._cannot(node, "drops out in eval mode too")
+        self._add(str(node), fastlstm.Dropout(float(given["p"])))
+        return _Value("chain", len(self.parts), x.layer)
 
     def _packed(self, node: Any) -> _Value:
-        value = self._chain(node, node.args[0])
+        given = self._arguments(node, input=None, lengths=None, batch_first=False, enforce_sorted=True)
+        value = self._chain(node, given["input"])
+        if self._value(given["lengths"]).kind != "argument":
+            raise self._cannot(node, "packs by lengths that are no argument of the model")
         if any(getattr(part, "bidirectional", False) and not self._is_padded for _, part in self.parts):
-            raise self._cannot(node, "packs what two directions have read with its padding: pack before")
+            raise self._cannot(node, "packs what two directions have read with its padding", "pack before")
         self._is_padded = False
-        return value._replace(kind="packed", batch_first=bool(_given(node, 2, "batch_first", False)))
+        return value._replace(kind="packed", batch_first=bool(given["batch_first"]))
 
     def _padded(self, node: Any) -> _Value:
-        value = self._chain(node, node.args[0])
-        if value.kind != "packed" or value.batch_first != bool(_given(node, 1, "batch_first", False)):
+        given = self._arguments(node, sequence=None, batch_first=False, padding_value=0.0, total_length=None)
+        value = self._chain(node, given["sequence"])
+        if value.kind != "packed" or value.batch_first != bool(given["batch_first"]):
             raise self._cannot(node, "unpacks with another batch_first than was packed")
-        if _given(node, 2, "padding_value", 0.0) != 0:
+        if given["padding_value"] != 0:
             raise self._cannot(node, "pads with something else than 0")
+        total = given["total_length"]
+        if total is not None and self._value(total).kind != "size":
+            raise self._cannot(node, f"pads to total_length={total}")
         self._is_padded = True
         return value._replace(kind="padded")
 
     def _activation(self, node: Any, name: str) -> _Value:
-        self._chain(node, node.args[0])
-        if name.endswith("softmax"):
-            try:
-                _leaves.last_axis(_given(node, 1, "dim", None))
-            except Unsupported as error:
-                raise self._cannot(node, str(error)) from None
+        if not name.endswith("softmax"):
+            self._chain(node, self._arguments(node, input=None, inplace=False)["input"])
+        else:
+            level = {"_stacklevel": 3} if node.target in (F.softmax, F.log_softmax) else {}
+            given = self._arguments(node, input=None, dim=None, **level, dtype=None)
+            self._chain(node, given["input"])
+            if given["dtype"] not in (None, getattr(torch, _leaves.dtype_of(self._model))):
+                raise self._cannot(node, f"changes to dtype={given['dtype']}")
+            self._need(node, _leaves.last_axis, -1 if self._is_matrix(given["dim"]) else given["dim"])
         self._add(str(node), fastlstm.Activation(name))
         return _Value("chain", len(self.parts))
+
+    def _is_matrix(self, dim: Any) -> bool:
+        """Whether axis 1 is asked for and is the last: after a last step, which gives [B, n]."""
+        return dim == 1 and any(isinstance(part, fastlstm.LastStep) for _, part in self.parts)
+
+    def _two_axes(self, where: str, module: Any) -> Any:
+        """A softmax over axis 1 of two as one over the last; else the module itself."""
+        if type(module) not in _SOFTMAXES or not self._is_matrix(module.dim):
+            return module
+        _leaves.plain(where, module)
+        return fastlstm.Activation(_SOFTMAXES[type(module)])
 
     def _other_activation(self, node: Any) -> Any:
         """Those with parameters, given as in torch.nn.functional."""
 
-        def given(place: int, name: str, default: float) -> float:
-            return float(_given(node, place, name, default))
+        def given(**known: Any) -> list[float]:
+            found = self._arguments(node, input=None, **known, inplace=False)
+            self._chain(node, found["input"])
+            return [float(found[name]) for name in known]
 
         if node.target is F.leaky_relu:
-            return fastlstm.Activation(("leaky_relu", given(1, "negative_slope", 0.01)))
+            return fastlstm.Activation(("leaky_relu", *given(negative_slope=0.01)))
         if node.target is F.elu:
-            return fastlstm.Activation(("elu", given(1, "alpha", 1.0)))
+            return fastlstm.Activation(("elu", *given(alpha=1.0)))
         if node.target is F.softplus:
-            return _leaves.softplus(given(1, "beta", 1.0), given(2, "threshold", 20.0))
+            return self._need(node, _leaves.softplus, *given(beta=1.0, threshold=20.0))
         if node.target is F.hardsigmoid:
+            given()
             return fastlstm.Activation(_leaves.HARD_SIGMOID)
         return None
 
@@ -340,7 +390,7 @@ class _Chain:
             row = index[0] if isinstance(index, tuple) else index
             return self._row(value, row if row >= 0 else row + _rows(value.layer))
         if kind == "chain" and self._is_padded:
-            raise self._cannot(node, f"indexes a padded output with {index!r}: take h_n[-1]")
+            raise self._cannot(node, f"indexes a padded output with {index!r}", "take h_n[-1]")
         if kind == "chain" and value.layer is not None and self._is_last_step(value.layer, index):
             return self._last_step(node, value)
         raise self._cannot(node, f"indexes {kind if kind != 'chain' else 'the output'} with {index!r}")
@@ -359,8 +409,8 @@ class _Chain:
 
     def _cat(self, node: Any) -> _Value:
         """torch.cat((h_n[-2], h_n[-1]), dim=1)"""
-        rows = [self._value(v) for v in node.args[0]]
-        dim = _given(node, 1, "dim", 0)
+        given = self._arguments(node, tensors=(), dim=0)
+        rows, dim = [self._value(v) for v in given["tensors"]], given["dim"]
         if (
             len(rows) == 2
             and all(r.kind == "row" and r.layer is rows[0].layer for r in rows)
@@ -374,9 +424,10 @@ class _Chain:
     def _last_step(self, node: Any, value: _Value) -> _Value:
         if value.at != len(self.parts):
             raise self._cannot(node, "goes back to an earlier output")
-        while isinstance(self.parts[-1][1], (nn.Dropout, nn.Identity, fastlstm.Dropout)):
-            raise self._cannot(node, "takes the last step after a Dropout: take it before")
-        self._add(str(node), fastlstm.LastStep())
+        after = len(self.parts)  # directly after the layer: a Dropout between them may as well follow
+        while isinstance(self.parts[after - 1][1], (nn.Dropout, nn.Identity, fastlstm.Dropout)):
+            after -= 1
+        self.parts.insert(after, (str(node), fastlstm.LastStep()))
         return _Value("chain", len(self.parts))
 
     # --- helpers --------------------------------------------------------------------------------------------
@@ -406,13 +457,35 @@ class _Chain:
             return all(self._value(v).kind == "zeros" for v in thing)
         return self._value(thing).kind in ("argument", "zeros")
 
-    def _cannot(self, node: Any, what: str) -> Unsupported:
+    def _arguments(self, node: Any, **known: Any) -> dict[str, Any]:
+        """Of a call, by place or by name. known: the parameters in order with their defaults; what is not
+        among them is refused."""
+        if len(node.args) > len(known):
+            raise self._cannot(node, f"is called with {len(node.args)} arguments")
+        for name, value in node.kwargs.items():
+            if name not in known:
+                raise self._cannot(node, f"is called with {name}={value}")
+        return {**known, **dict(zip(known, node.args, strict=False)), **node.kwargs}
+
+    def _need(self, node: Any, check: Any, *args: Any) -> Any:
+        """What a function of `_leaves` gives; its refusal names the node."""
+        try:
+            return check(*args)
+        except Unsupported as error:
+            raise self._cannot(node, str(error)) from None
+
+    def _cannot(self, node: Any, what: str, instead: str = "") -> Unsupported:
         where = (
             f"{node.target} ({type(self._model.get_submodule(node.target)).__name__})"
             if (node.op == "call_module")
             else f"{node}"
         )
-        return Unsupported(f"{self._kind}: {where} {what}, which fastlstm has nothing for")
+        hint = f": {instead}" if instead else ""
+        return Unsupported(f"{self._kind}: {where} {what}, which fastlstm has nothing for{hint}")
+
+
+def _left_to_the_caller(name: str) -> str:
+    return f"leave the {name} to the caller" if name in _SHAPES else ""
 
 
 @contextlib.contextmanager
@@ -425,11 +498,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _given(node: Any, place: int, name: str, default: Any) -> Any:
-    """An argument of a call."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _rows(layer: Any) -> int:

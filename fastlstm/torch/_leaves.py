@@ -40,7 +40,7 @@ def leaf(path: str, module: nn.Module) -> Any:
     """fastlstm's module; None for one that does nothing. ValueError that names what is not supported."""
     make = LEAVES.get(type(module))
     if make is None:
-        raise Unsupported(f"{path} is a {type(module).__name__}, which fastlstm has nothing for")
+        raise Unsupported(no_leaf(path, module))
     plain(path, module)
     try:
         made = make(module)
@@ -50,6 +50,10 @@ def leaf(path: str, module: nn.Module) -> Any:
         named = {_renamed(module, name): array(name, p) for name, p in module.named_parameters()}
         made.load_state_dict(named)
     return made
+
+
+def no_leaf(path: str, module: nn.Module) -> str:
+    return f"{path} is a {type(module).__name__}, which fastlstm has nothing for"
 
 
 def plain(path: str, module: nn.Module) -> None:

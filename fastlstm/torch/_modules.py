@@ -252,6 +252,7 @@ def in_turn(
     return x, *(torch.cat(parts) for parts in zip(*ends, strict=True))
 
 
+@_engine.run_as_it_is
 def _apply(
     call: Call, x: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
