@@ -640,6 +640,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: traced(lambda s, x, h: s.fc(x.int()), fc=nn.Linear(3, 1)),
         "only what an Embedding reads may be made integer",
     ),
+    "integers for nothing": (
+        lambda: traced(lambda s, x, h: x.long()),
+        "only what an Embedding reads may be made integer",
+    ),
     "only h_n": (lambda: traced(lambda s, x, h: s.rnn(x)[1], rnn=nn.GRU(3, 3)), "does not return the end"),
     "the last step beside the output": (
         lambda: traced(lambda s, x, h: (lambda r: (r[0], r[1][-1]))(s.rnn(x)), rnn=nn.GRU(3, 3)),

@@ -183,7 +183,7 @@ class _Chain:
                 raise
             except Exception as error:  # of arguments that nobody foresaw
                 raise self._cannot(node, f"is called in an unusual way ({error!r:.200})") from error
-        if self._is_integer and not isinstance(self.parts[0][1], nn.Embedding):
+        if self._is_integer and not any(isinstance(part, nn.Embedding) for _, part in self.parts[:1]):
             raise Unsupported(f"{self._kind}: only what an Embedding reads may be made integer")
 
     # --- nodes of the graph ---------------------------------------------------------------------------------
