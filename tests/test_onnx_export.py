@@ -286,8 +286,8 @@ def test_default_parameters_of_activations_stay_exact_in_float64():
 
 
 ELEVEN = (
-    "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
-    "softsign", "softplus",
+    "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid",
+    "elu", "softsign", "softplus",
 )  # fmt: skip
 
 
