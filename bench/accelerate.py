@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 import fastlstm.torch
+from fastlstm._bench import report
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Row(NamedTuple):
@@ -154,9 +158,9 @@ def main() -> None:
     torch.set_num_threads(1)
     fastlstm.set_num_threads(1)
     seconds = 0.0 if arguments.smoke else arguments.seconds
-    config = fastlstm.show_config("dicts")
-    print(f"fastlstm {config['fastlstm']} ({config['cpu_path']}), torch {torch.__version__}, ", end="")
-    print(f"Python {platform.python_version()}, {platform.machine()}, one thread\n")
+    config, commit = fastlstm.show_config("dicts"), report.source(ROOT)["commit"] or "an installed wheel"
+    own = f"fastlstm {config['fastlstm']} ({config['cpu_path']}, {commit[:18]}), torch {torch.__version__}"
+    print(f"{own}, Python {platform.python_version()}, {report.machine()['cpu']}, one thread\n")
     print("| I, H, T, B | torch µs | accelerated µs | gain |\n|---|--:|--:|--:|")
     behind = []
     rows: list[tuple[str, Callable[[], Any], Any]] = [(r.name, lambda r=r: calls_of(r), r) for r in ROWS]  # type: ignore[misc]
