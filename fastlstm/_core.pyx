@@ -464,17 +464,20 @@ cdef class Core:
         q.c_n = <void *>data_of(c_n)
         return q
 
-    cpdef forward(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
-        """One call over x [T, B, I] ([B, T, I]) into y, h_n, c_n."""
-        cdef fl_sequence q = self.sequence_of(x, h0, c0, lengths, y, h_n, c_n, batch_first)
+    cdef int run(self, const fl_sequence *q) except -1:
+        """Without the GIL where that is worth its release."""
         cdef fl_status status
         if fl_estimate_us(self.layer, q.T, q.B) > GIL_US:
             with nogil:
-                status = fl_forward(self.layer, &q)
+                status = fl_forward(self.layer, q)
         else:
-            status = fl_forward(self.layer, &q)
-        check(status)
+            status = fl_forward(self.layer, q)
+        return check(status)
 
+    cpdef forward(self, cnp.ndarray x, h0, c0, lengths, cnp.ndarray y, h_n, c_n, bint batch_first):
+        """One call over x [T, B, I] ([B, T, I]) into y, h_n, c_n."""
+        cdef fl_sequence q = self.sequence_of(x, h0, c0, lengths, y, h_n, c_n, batch_first)
+        self.run(&q)
 
     cdef bint fits(self, a, int64_t first, int64_t second, int64_t third) noexcept:
         """Whether `a` is an array [first, second, third] that the core can take as it is; -1: any size."""
@@ -558,7 +561,6 @@ cdef class Core:
         shape, memory, an empty x.
         """
         cdef fl_sequence q
-        cdef fl_status status
         cdef int64_t rows = 1 if cell else self.num_layers * self.directions
         cdef cnp.npy_intp shape[3]
         cdef int t = 1 if batch_first else 0, ndim = 2 if cell else 3
@@ -601,12 +603,7 @@ cdef class Core:
         q.y = cnp.PyArray_DATA(<cnp.ndarray>y)
         q.h_n = <void *>data_of(h_n)
         q.c_n = <void *>data_of(c_n)
-        if fl_estimate_us(self.layer, q.T, q.B) > GIL_US:
-            with nogil:
-                status = fl_forward(self.layer, &q)
-        else:
-            status = fl_forward(self.layer, &q)
-        check(status)
+        self.run(&q)
         return y, h_n, c_n
 
     cdef const void *state_of(self, const dl_tensor *a, int64_t rows, int64_t B, int64_t width, bint cell) noexcept:
