@@ -29,7 +29,6 @@ FORMATS = {
     ".hdf5": "fastlstm.keras",
     ".onnx": "fastlstm.onnx",
 }
-WITHOUT_LENGTHS = (".keras", ".h5", ".hdf5", ".onnx")  # as they are written here
 
 
 def convert(source: str, target: str, options: Mapping[str, Any], out: TextIO) -> None:
@@ -41,10 +40,11 @@ def convert(source: str, target: str, options: Mapping[str, Any], out: TextIO) -
         found = _module(reader).found(source, options)
     if found.model is None:
         raise UserError(f"{source}: {found.what} that is no plain model: " + "; ".join(found.notes))
-    if found.masks and os.path.splitext(target)[1].lower() in WITHOUT_LENGTHS:
-        raise UserError(f"{target}: would have no input for lengths: {'; '.join(found.masks)}")
+    if found.lengths and writer == "fastlstm.keras":
+        raise UserError(f"{target}: would have no input for lengths: {'; '.join(found.lengths)}")
+    inputs = {"lengths": True} if found.lengths and writer == "fastlstm.onnx" else {}
     with _blaming(target):
-        _module(writer).written(found.model, target)
+        _module(writer).written(found.model, target, **inputs)
     print(f"{found.model!r}\n{target}: {os.path.getsize(target):,} bytes", file=out)
     for note in found.notes:
         print(f"not converted: {note}", file=out)

@@ -60,7 +60,7 @@ class Found(NamedTuple):
     model: Any  # a layer or module; else None, and `notes` say why
     origins: Mapping[str, str]  # where each parameter of the model came from
     notes: Sequence[str] = ()  # lines on what is beside it
-    masks: Sequence[str] = ()  # of `notes` those on masks that `lengths` must replace
+    lengths: Sequence[str] = ()  # of `notes` those because of which a call needs lengths
     details: Mapping[str, Any] = {}  # of what is no plain model: inputs, outputs, layers, parameters
 
 

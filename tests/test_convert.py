@@ -261,11 +261,28 @@ def test_masks_go_only_where_lengths_can_be_given(
     made = run("convert", source, path := tmp_path / f"b.{target}")
     out, err = capsys.readouterr()
     said = "layer 'm' masks steps: pass lengths instead"
-    if target == "safetensors":
+    if target in ("safetensors", "onnx"):
         assert made == 0 and path.exists() and said in out
     else:
         assert made == 2 and said in err and "no input for lengths" in err and not path.exists()
         assert err.count("\n") == 1 and not out
+
+
+def test_an_onnx_file_keeps_its_input_for_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = random_weights(fastlstm.Sequential(fastlstm.GRU(4, 3, batch_first=True), fastlstm.LastStep()))
+    fastlstm.to_onnx(model, source := tmp_path / "a.onnx", lengths=True)
+    names = [value.name for value in onnx.load(source).graph.input]
+    assert len(names) == 2
+    assert run("convert", source, again := tmp_path / "b.onnx") == 0
+    assert f"its input {names[1]!r} holds lengths" in capsys.readouterr().out
+    assert [value.name for value in onnx.load(again).graph.input] == names
+    twin = fastlstm.from_onnx(again)
+    x = np.random.default_rng(0).normal(size=(3, 5, 4))
+    assert np.array_equal(twin(x, lengths=[5, 1, 3])[0], model(x, lengths=[5, 1, 3])[0])
+    needs("keras")
+    assert run("convert", source, tmp_path / "c.keras") == 2
+    assert "no input for lengths" in capsys.readouterr().err and not (tmp_path / "c.keras").exists()
 
 
 def test_a_pt_file_is_a_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

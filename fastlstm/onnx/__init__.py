@@ -94,9 +94,10 @@ def found(path: str, options: Mapping[str, Any]) -> Found:
     what = f"ONNX model of {len(graph.nodes)} nodes, opset {graph.opset}"
     if made is None:
         return Found(what, None, {}, [reason], details=details(graph))
-    return Found(what, made.model, made.origins)
+    lengths = [f"its input {made.lengths!r} holds lengths: pass them in a call"] if made.lengths else []
+    return Found(what, made.model, made.origins, lengths, lengths)
 
 
-def written(model: Any, path: str) -> None:
-    """For `fastlstm convert`: the model as an ONNX file."""
-    to_onnx(model, path)
+def written(model: Any, path: str, lengths: bool = False) -> None:
+    """For `fastlstm convert`: the model as an ONNX file, with an input for lengths or without."""
+    to_onnx(model, path, lengths=lengths)

@@ -88,6 +88,7 @@ class Plain(NamedTuple):
 
     model: Any
     origins: dict[str, str]
+    lengths: str | None  # the graph's input that holds them
 
 
 def plain(graph: Graph) -> Plain:
@@ -532,7 +533,7 @@ class _Walk:
             model = made[0] if len(made) == 1 else Sequential(*made)
         except (TypeError, ValueError) as error:
             raise NotPlain(str(error)) from error
-        return Plain(model, _origins(made, labels))
+        return Plain(model, _origins(made, labels), self.lengths)
 
     def _check_outputs(self) -> None:
         """One output is the model's; the others may be final states."""
