@@ -19,7 +19,8 @@ from . import _check, _files
 from ._files import Found
 from ._train import UserError
 
-# The module that reads and writes a format: it has `found(path, options)` and `written(model, path)`.
+# The module that reads and writes a format: it has `found(path, options)` and `written(model, path)`, and
+# ONNX's takes `lengths=True` for an input that holds them.
 FORMATS = {
     ".safetensors": "fastlstm._convert",
     ".pt": "fastlstm.torch",

@@ -268,6 +268,17 @@ def test_masks_go_only_where_lengths_can_be_given(
         assert err.count("\n") == 1 and not out
 
 
+def test_a_pickled_model_is_refused_in_plain_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.GRU(2, 3), path := tmp_path / "whole.pt")
+    assert run("convert", path, target := tmp_path / "m.safetensors") == 2 and not target.exists()
+    error = capsys.readouterr().err
+    assert "a pickled model" in error and "from_torch(model)" in error
+    assert error.count("\n") == 1 and "\\x1b" not in error and "\\n" not in error
+
+
 def test_an_onnx_file_keeps_its_input_for_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx = pytest.importorskip("onnx")
     model = random_weights(fastlstm.Sequential(fastlstm.GRU(4, 3, batch_first=True), fastlstm.LastStep()))

@@ -580,7 +580,9 @@ def _state(path: str) -> Mapping[str, Tensor]:
             AttributeError,
         ) as error:
             raise ValueError(
-                f"{path} is no state dict that torch.load(weights_only=True) reads: {str(error):.300}"
+                f"{path} is no state dict that torch.load(weights_only=True) reads: it is damaged, or a "
+                "pickled model, which would have to be run: load that in Python for from_torch(model), or "
+                "save its state_dict()"
             ) from error
     for name in _NESTED:
         if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
